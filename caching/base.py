@@ -11,14 +11,17 @@ One denoiser call, as the engine runs it:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import pydantic
 from jaxtyping import Shaped
 from pydantic import ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from skipstep.caching.passes import Pass, Target
 
 __all__ = [
     "CachePlugin",
@@ -129,12 +132,35 @@ class Forecaster(ABC):
 
 
 class Span(ABC):
-    """Name what is skipped and replaced.
+    """Name what is skipped and replaced, and where in the model that is.
 
-    Subclasses are frozen pydantic dataclasses with a `type` tag.
+    Subclasses are frozen pydantic dataclasses with a `type` tag; they hold no state (a `Pass` does).
     """
 
     type: str
+
+    @abstractmethod
+    def why_not(self, target: "Target", gate: Gate[Any]) -> str | None:
+        """Return why this denoiser has no such span under this gate, in words, or None."""
+
+    @abstractmethod
+    def places(self, target: "Target", gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
+        """Return the modules to stand in for, each with its place; empty for the whole denoiser."""
+
+    @abstractmethod
+    def full_work(self, target: "Target") -> float:
+        """Count the units (blocks, modules) an uncached call runs per sample."""
+
+    @abstractmethod
+    def visit(
+        self,
+        place: Any,
+        pass_: "Pass",
+        call_next: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Return what the module at `place` returns in this pass: computed or forecast."""
 
 
 @dataclass(frozen=True, slots=True)

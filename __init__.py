@@ -1,0 +1,1 @@
+"""Accelerate diffusers pipelines and prove what it cost."""

@@ -1,10 +1,10 @@
 """skipstep: the same picture for less work, on any diffusers pipeline.
 
-    import skipstep                                    # adds the verbs to DiffusionPipeline and ModularPipeline
-    pipe = skipstep.load_reference()
-    pipe.enable_plugin("easycache", threshold=0.08)
-    image = pipe("a pizza, 3d style, on a blue background").images[0]
-    print(pipe.plugin_report())
+import skipstep                                    # adds the verbs to every pipeline
+pipe = skipstep.load_reference()
+pipe.enable_plugin("easycache", threshold=0.08)
+image = pipe("a pizza, 3d style, on a blue background").images[0]
+print(pipe.plugin_report())
 """
 
 import importlib
@@ -37,7 +37,7 @@ __all__ = ["__version__", "enable", *_LAZY]
 
 
 def enable(pipe: Any, plugin: Any, *, replace: bool = False, **options: Any) -> "Handle":
-    """Switch a plugin on: the typed twin of `pipe.enable_plugin`, for those who prefer a function."""
+    """Switch a plugin on: the typed twin of `pipe.enable_plugin`, as a function."""
     from skipstep.plugins.verbs import enable_plugin
 
     return enable_plugin(pipe, plugin, replace=replace, **options)

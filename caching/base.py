@@ -134,7 +134,7 @@ class Forecaster(ABC):
 class Span(ABC):
     """Name what is skipped and replaced, and where in the model that is.
 
-    Subclasses are frozen pydantic dataclasses with a `type` tag; they hold no state (a `Pass` does).
+    Subclasses are frozen pydantic dataclasses with a `type` tag; their state is in a `Pass`.
     """
 
     type: str

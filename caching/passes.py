@@ -1,8 +1,9 @@
-"""One pass through a denoiser, or through it for some samples of a batch, and the memory that outlives passes.
+"""One pass through a denoiser, or through it for some samples of a batch, and the memory that
+outlives passes.
 
-A pass computes, skips, or starts undecided ("probe") until the first block's residual is known. When the samples of a
-batch then disagree it is left through `Split`, and the engine runs one pass for those that compute and one for those
-that skip; the first block is not run again.
+A pass computes, skips, or starts undecided ("probe") until the first block's residual is known.
+When the samples of a batch then disagree it is left through `Split`, and the engine runs one pass
+for those that compute and one for those that skip; the first block is not run again.
 """
 
 from collections.abc import Callable, Hashable
@@ -24,7 +25,9 @@ class NotLearned(Exception):
 
 
 class Split(BaseException):
-    """Leave a pass whose samples disagree; not an Exception, so that no model code catches it on the way out."""
+    """Leave a pass whose samples disagree; not an Exception, so that no model code catches it on
+    the way out.
+    """
 
     def __init__(self, lead: Any) -> None:
         super().__init__("samples disagree")
@@ -46,23 +49,27 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a block stands: its stack, its index in it, and whether it is the last one."""
+    """Where a block stands: its stack, its index in it, and whether it is the last one.
+
+    `is_watched` marks a block that runs in every pass, skipped or not; `units` counts the units of
+    work in it.
+    """
 
     stack: int
     index: int
     is_last: bool
-
-    @property
-    def is_lead(self) -> bool:
-        return self.stack == 0 and self.index == 0
+    is_watched: bool = False
+    units: int = 1
 
 
 @dataclass
 class StackContract:
-    """Know how one stack of blocks hands its streams on: output `i` of a block is input `carry[i]` of the next.
+    """Know how one stack of blocks hands its streams on: output `i` of a block is input `carry[i]`
+    of the next.
 
-    `parameters` are the block's positional parameters in order. The carry is learned from tensor identity between two
-    consecutive blocks; where something is added in between (ControlNet), a stream is matched by its unique shape.
+    `parameters` are the block's positional parameters in order. The carry is learned from tensor
+    identity between two consecutive blocks; where something is added in between (ControlNet), a
+    stream is matched by its unique shape.
     """
 
     block: str
@@ -94,18 +101,26 @@ class StackContract:
             for name, value in named.items()
             if value is output
         }
-        left = {n: v for n, v in named.items() if isinstance(v, Tensor) and n not in by_identity.values()}
+        left = {
+            n: v
+            for n, v in named.items()
+            if isinstance(v, Tensor) and n not in by_identity.values()
+        }
         for i, output in enumerate(outputs):
             if i in by_identity or not isinstance(output, Tensor):
                 continue
-            same = [n for n, v in left.items() if v.shape == output.shape and v.dtype == output.dtype]
+            same = [
+                n for n, v in left.items() if v.shape == output.shape and v.dtype == output.dtype
+            ]
             if len(same) != 1:
                 return
             by_identity[i] = same[0]
         self.carry = by_identity
 
     def main(self) -> tuple[int, str]:
-        """Return the carried stream that becomes the picture: the one not named after an encoder or a context."""
+        """Return the carried stream that becomes the picture: the one not named after an encoder or
+        a context.
+        """
         for i, name in self.carry.items():
             if not name.startswith(("encoder", "context", "txt", "text")):
                 return i, name
@@ -121,7 +136,9 @@ class StackContract:
 
 @dataclass
 class Contract:
-    """Keep what was learned about one denoiser, from run to run. `broken` says in words why nothing can be skipped."""
+    """Keep what was learned about one denoiser, from run to run. `broken` says in words why nothing
+    can be skipped.
+    """
 
     stacks: list[StackContract] = field(default_factory=list)
     shapes: dict[Hashable, Any] = field(default_factory=dict)
@@ -147,11 +164,17 @@ class Memory:
         self.is_filled = [False] * self.rows
         self.skips = [0] * self.rows
 
-    def keep(self, key: Hashable, value: Shaped[Tensor, "n ..."], rows: list[int], time: float) -> None:
-        """Store a computed tensor; its first dimension is the rows, or a multiple of them (frames folded in)."""
+    def keep(
+        self, key: Hashable, value: Shaped[Tensor, "n ..."], rows: list[int], time: float
+    ) -> None:
+        """Store a computed tensor; its first dimension is the rows, or a multiple of them (frames
+        folded in).
+        """
         per_row, rest = divmod(value.shape[0], len(rows)) if value.ndim else (0, 1)
         if rest or not per_row:
-            raise NotLearned(f"a tensor of shape {tuple(value.shape)} does not divide into {len(rows)} samples")
+            raise NotLearned(
+                f"a tensor of shape {tuple(value.shape)} does not divide into {len(rows)} samples"
+            )
         if key not in self.histories:
             self.histories[key] = History(self.rows, self.forecaster.anchors, clone=self.clone)
             self.per_row[key] = per_row
@@ -171,7 +194,9 @@ class Memory:
 
 @dataclass
 class Pass:
-    """One call of the denoiser for `rows` of the batch. `work` counts the units (blocks, modules) run, times rows."""
+    """One call of the denoiser for `rows` of the batch. `work` counts the units (blocks, modules)
+    run, times rows.
+    """
 
     mode: Literal["probe", "compute", "skip"]
     step: Step
@@ -187,15 +212,19 @@ class Pass:
     trace: dict[Hashable, Any] = field(default_factory=dict)
     work: float = 0.0
 
-    def run(self, call_next: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, call_next: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Run one unit of the model and count it."""
         self.work += len(self.rows)
         return call_next(*args, **kwargs)
 
     def decide_on(self, signal: Tensor | None, lead: Any) -> None:
-        """Decide what follows the first block; without a signal yet (nothing learned) everything is computed.
+        """Decide what follows the first block; without a signal yet (nothing learned) everything is
+        computed.
 
-        Raises Split when the samples disagree; `lead`, the first block's output, is then not computed again.
+        Raises Split when the samples disagree; `lead`, the first block's output, is then not
+        computed again.
         """
         self.signal = signal
         if signal is None or self.decide is None:
@@ -204,7 +233,9 @@ class Pass:
             self.decide(self, signal, lead)
 
     def give_up(self, reason: str) -> None:
-        """Note that this denoiser cannot be cached with this span, in words; it is computed from now on."""
+        """Note that this denoiser cannot be cached with this span, in words; it is computed from
+        now on.
+        """
         self.contract.broken = f"contract not learned: {reason}"
 
     def keep(self, key: Hashable, value: Tensor) -> None:
@@ -242,6 +273,8 @@ class Pass:
         rows = len(self.rows)
 
         def repeat(empty: Tensor) -> Tensor:
-            return empty[:1].expand(rows * empty.shape[0], *empty.shape[1:]) if empty.ndim else empty
+            return (
+                empty[:1].expand(rows * empty.shape[0], *empty.shape[1:]) if empty.ndim else empty
+            )
 
         return map_tensors(self.contract.shapes[key], repeat)

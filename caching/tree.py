@@ -1,6 +1,8 @@
-"""Nested model inputs and outputs: take the tensors out, put others in, select rows of a batch, join rows again.
+"""Nested model inputs and outputs: take the tensors out, put others in, select rows of a batch,
+join rows again.
 
-Works on tensors, lists, tuples, dicts and diffusers' output classes (dicts with attributes). Everything else is passed on.
+Works on tensors, lists, tuples, dicts and diffusers' output classes (dicts with attributes).
+Everything else is passed on.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +35,9 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 
 def rows_of(main: Any) -> int:
-    """Return how many samples a denoiser's main input holds: its first dimension, or the length of a list."""
+    """Return how many samples a denoiser's main input holds: its first dimension, or the length of
+    a list.
+    """
     return len(main)
 
 
@@ -45,9 +49,10 @@ def stacked(main: Any) -> Tensor:
 def select_rows(tree: Any, rows: Sequence[int], total: int, *, lists_are_rows: bool) -> Any:
     """Return `tree` for some samples of a batch of `total`.
 
-    A tensor belongs to the batch when its first dimension is `total`. A list belongs to it when it has `total` entries
-    and either the model takes its samples as lists (`lists_are_rows`) or the entries are not batched tensors
-    themselves. Numbers, tuples of numbers and everything else are shared by all samples.
+    A tensor belongs to the batch when its first dimension is `total`. A list belongs to it when it
+    has `total` entries and either the model takes its samples as lists (`lists_are_rows`) or the
+    entries are not batched tensors themselves. Numbers, tuples of numbers and everything else are
+    shared by all samples.
     """
 
     def select(value: Any) -> Any:
@@ -57,7 +62,11 @@ def select_rows(tree: Any, rows: Sequence[int], total: int, *, lists_are_rows: b
             return value.index_select(0, torch.tensor(rows, device=value.device))
         if isinstance(value, dict):
             return type(value)(**{key: select(entry) for key, entry in value.items()})
-        if isinstance(value, list) and len(value) == total and (lists_are_rows or not _batched(value)):
+        if (
+            isinstance(value, list)
+            and len(value) == total
+            and (lists_are_rows or not _batched(value))
+        ):
             return [value[row] for row in rows]
         if isinstance(value, list):
             return [select(entry) for entry in value]
@@ -66,13 +75,18 @@ def select_rows(tree: Any, rows: Sequence[int], total: int, *, lists_are_rows: b
         return value
 
     def _batched(value: list[Any]) -> bool:
-        return all(isinstance(entry, Tensor) and entry.ndim > 0 and entry.shape[0] == total for entry in value)
+        return all(
+            isinstance(entry, Tensor) and entry.ndim > 0 and entry.shape[0] == total
+            for entry in value
+        )
 
     return select(tree)
 
 
 def join_rows(parts: Sequence[tuple[Any, Sequence[int]]], total: int) -> Any:
-    """Return one output for the whole batch from the outputs of its row groups, each given with its rows."""
+    """Return one output for the whole batch from the outputs of its row groups, each given with its
+    rows.
+    """
     trees = [tree for tree, _ in parts]
     first = trees[0]
     if isinstance(first, Tensor):
@@ -88,7 +102,9 @@ def join_rows(parts: Sequence[tuple[Any, Sequence[int]]], total: int) -> Any:
                 joined[row] = entry
         return joined
     if isinstance(first, list | tuple):
-        columns = [join_rows([(tree[i], rows) for tree, rows in parts], total) for i in range(len(first))]
+        columns = [
+            join_rows([(tree[i], rows) for tree, rows in parts], total) for i in range(len(first))
+        ]
         return type(first)(columns)
     return first
 
@@ -97,5 +113,7 @@ def _join_tensors(tensors: Sequence[Tensor], groups: Sequence[Sequence[int]], to
     first, per_row = tensors[0], tensors[0].shape[0] // len(groups[0])
     joined = first.new_empty((total, per_row, *first.shape[1:]))
     for tensor, rows in zip(tensors, groups, strict=True):
-        joined[torch.tensor(list(rows), device=joined.device)] = tensor.unflatten(0, (len(rows), per_row))
+        joined[torch.tensor(list(rows), device=joined.device)] = tensor.unflatten(
+            0, (len(rows), per_row)
+        )
     return joined.flatten(0, 1)

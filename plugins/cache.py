@@ -1,9 +1,11 @@
 """Kind "cache": how a gate, a forecaster and a span meet a pipeline's denoisers.
 
 One denoiser call, from the outside in:
-1. the Run names the step and the guidance branch; that branch's memory is found, or made when shapes changed;
+1. the Run names the step and the guidance branch; that branch's memory is found, or made when
+shapes changed;
 2. the gate chooses per sample, on the input or, inside, on the first block's residual;
-3. samples that agree share one pass; samples that disagree are gathered, computed or skipped in a pass of their own,
+3. samples that agree share one pass; samples that disagree are gathered, computed or skipped in a
+pass of their own,
    and scattered back, so that a picture does not depend on its batch neighbours;
 4. what was computed is kept, the gate is told, and the report gets one line per call.
 """
@@ -46,16 +48,23 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
     parts = plugin.parts()
     name = f"{denoiser.name} ({denoiser.class_name})"
     if denoiser.native_cache:
-        return f"diffusers' own cache is enabled on {name}: call pipe.{denoiser.name}.disable_cache() first"
+        return (
+            f"diffusers' own cache is enabled on {name}: "
+            f"call pipe.{denoiser.name}.disable_cache() first"
+        )
     if denoiser.is_parallel and parts.gate.looks_at != "step":
         return (
-            f"{name} runs in context parallel and gate {parts.gate.type!r} would decide on each rank alone, "
-            "which deadlocks when ranks disagree: use a gate that looks at the step ('interval', 'schedule')"
+            f"{name} runs in context parallel and gate {parts.gate.type!r} would decide on each "
+            "rank alone, "
+            "which deadlocks when ranks disagree: use a gate that looks at the step ('interval', "
+            "'schedule')"
         )
     if denoiser.is_compiled and not isinstance(parts.span, Output):
         return (
-            f"{name} is compiled as a whole, which inlines the blocks this cache would skip: compile with "
-            f"pipe.{denoiser.name}.compile_repeated_blocks(fullgraph=True) instead, or cache the output "
+            f"{name} is compiled as a whole, which inlines the blocks this cache would skip: "
+            "compile with "
+            f"pipe.{denoiser.name}.compile_repeated_blocks(fullgraph=True) instead, or cache the "
+            "output "
             "(enable_plugin('cache', span='output'))"
         )
     return parts.span.why_not(denoiser, parts.gate)
@@ -69,7 +78,9 @@ def attach(plugin: CachePlugin, site: Any) -> None:
 
 
 class DenoiserCache:
-    """The cache on one denoiser: what was learned about it stays here, what a run remembers stays on the Run."""
+    """The cache on one denoiser: what was learned about it stays here, what a run remembers stays
+    on the Run.
+    """
 
     def __init__(self, plugin: CachePlugin, denoiser: Denoiser, site: Any) -> None:
         self.plugin = plugin
@@ -81,8 +92,7 @@ class DenoiserCache:
         self.contract = Contract(stacks=stacks)
         self.full_work = self.parts.span.full_work(denoiser)
         places = self.parts.span.places(denoiser, self.parts.gate)
-        always_run = self.parts.gate.looks_at == "first_block"
-        skipped = [m for m, place in places if not (always_run and getattr(place, "is_lead", False))]
+        skipped = [module for module, place in places if not getattr(place, "is_watched", False)]
         self.meter = Meter(
             denoiser.inner,
             skipped or [denoiser.inner],
@@ -120,7 +130,9 @@ class DenoiserCache:
         if found is not None and found[0] == signature:
             return found[1], False
         rows = rows_of(main)
-        memory = Memory(rows, self.parts.forecaster, self.parts.gate.init(rows), self.contract.clone)
+        memory = Memory(
+            rows, self.parts.forecaster, self.parts.gate.init(rows), self.contract.clone
+        )
         run.state[key] = (signature, memory)
         return memory, True
 
@@ -142,11 +154,13 @@ class DenoiserCache:
         reasons = {choice.why for call in calls for choice in call.choices}
         if "not finite" in reasons:
             report.warnings.append(
-                f"{self.denoiser.name} produced values that are not finite; those steps were computed, not skipped."
+                f"{self.denoiser.name} produced values that are not finite; those steps were "
+                "computed, not skipped."
             )
         if "aliased" in reasons:
             report.warnings.append(
-                f"{self.denoiser.name} changes tensors in place that the cache held; it now keeps copies."
+                f"{self.denoiser.name} changes tensors in place that the cache held; it now keeps "
+                "copies."
             )
         full = [call.seconds for call in calls[1:] if call.computed == len(call.choices)]
         if len(full) >= 2 and any(call.computed == 0 for call in calls):
@@ -154,7 +168,8 @@ class DenoiserCache:
             if sum(call.seconds for call in calls[1:]) > typical * len(calls[1:]) * 1.02:
                 report.warnings.append(
                     f"Slower than uncached on {self.denoiser.name}: its calls took "
-                    f"{sum(call.seconds for call in calls[1:]):.3g} s, {len(calls[1:])} full ones would take about "
+                    f"{sum(call.seconds for call in calls[1:]):.3g} s, {len(calls[1:])} full ones "
+                    "would take about "
                     f"{typical * len(calls[1:]):.3g} s. On a model this small switch the cache off."
                 )
 
@@ -170,9 +185,19 @@ class _DenoiserCall:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        self.cache, self.run, self.call_next, self.args, self.kwargs = cache, run, call_next, args, kwargs
+        self.cache, self.run, self.call_next, self.args, self.kwargs = (
+            cache,
+            run,
+            call_next,
+            args,
+            kwargs,
+        )
         named = dict(zip(cache.parameters, args, strict=False)) | kwargs
-        self.main = next(v for v in named.values() if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1))
+        self.main = next(
+            v
+            for v in named.values()
+            if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)
+        )
         index, self.branch = run.enter(cache.denoiser.module, named)
         self.step = Step(index, run.count)
         self.memory, self.is_new = cache.memory(run, self.branch, self.main)
@@ -240,15 +265,23 @@ class _DenoiserCall:
             forced = "final"
         elif not choice.compute and self.is_stale:
             forced = "aliased"
-        elif not choice.compute and plugin.max_skips is not None and self.memory.skips[row] >= plugin.max_skips:
+        elif (
+            not choice.compute
+            and plugin.max_skips is not None
+            and self.memory.skips[row] >= plugin.max_skips
+        ):
             forced = "limit"
         return choice if forced is None else dataclasses.replace(choice, compute=True, why=forced)
 
     def _decide_inside(self, pass_: Pass, signal: Tensor, lead: Any) -> None:
-        """Choose behind the first block: set the pass's mode, or leave it when the samples disagree."""
+        """Choose behind the first block: set the pass's mode, or leave it when the samples
+        disagree.
+        """
         self.signal = signal
         gate = self.cache.parts.gate
-        self.choices = pass_.choices = self._settle(gate.decide(self.memory.gate_state, self.step, signal))
+        self.choices = pass_.choices = self._settle(
+            gate.decide(self.memory.gate_state, self.step, signal)
+        )
         votes = {choice.compute for choice in self.choices}
         if len(votes) > 1:
             self.work += pass_.work
@@ -279,7 +312,8 @@ class _DenoiserCall:
         if rows != self.everyone:
             by_list = isinstance(self.main, list)
             args, kwargs = (
-                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list) for part in (args, kwargs)
+                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list)
+                for part in (args, kwargs)
             )
         state = self.run.state
         state[(cache, "pass")] = pass_
@@ -313,14 +347,21 @@ class _DenoiserCall:
             self.cache.contract.shapes["nesting"] = type(output)
 
     def _delta_base(self, output: Any, rows: list[int]) -> Tensor | None:
-        """Return the input that is subtracted from the output, where the span asks for it and shapes allow it."""
+        """Return the input that is subtracted from the output, where the span asks for it and
+        shapes allow it.
+        """
         span = self.cache.parts.span
         if not (isinstance(span, Output) and span.delta):
             return None
-        x = stacked(select_rows(self.main, rows, len(self.everyone), lists_are_rows=isinstance(self.main, list)))
+        x = stacked(
+            select_rows(
+                self.main, rows, len(self.everyone), lists_are_rows=isinstance(self.main, list)
+            )
+        )
         if output is not None and stacked(_main_output(output)).shape != x.shape:
             note = (
-                f"{self.cache.denoiser.name}: output and input differ in shape, so the output itself is cached "
+                f"{self.cache.denoiser.name}: output and input differ in shape, so the output "
+                "itself is cached "
                 "instead of output minus input"
             )
             if note not in self.cache.contract.notes:
@@ -359,7 +400,9 @@ class _DenoiserCall:
         def pick(value: Tensor) -> Tensor:
             return value if whole else value.index_select(0, index.to(value.device))
 
-        feature = join_rows(self.features, len(computed)) if len(self.features) == 1 and whole else None
+        feature = (
+            join_rows(self.features, len(computed)) if len(self.features) == 1 and whole else None
+        )
         if self.features and feature is None:
             feature = self.features[0][0]
         if self.signal is not None or gate.looks_at == "step":
@@ -378,7 +421,9 @@ class _DenoiserCall:
 
 
 def _main_output(output: Any) -> Any:
-    """Return the first entry of what a denoiser returned: a tensor, or a list with one tensor per sample."""
+    """Return the first entry of what a denoiser returned: a tensor, or a list with one tensor per
+    sample.
+    """
     if isinstance(output, Tensor):
         return output
     values = list(output.values()) if isinstance(output, dict) else list(output)
@@ -407,4 +452,6 @@ def _held_bytes(cache: DenoiserCache, run: Run) -> int:
 def _state_tensors(state: Any) -> list[Tensor]:
     if not dataclasses.is_dataclass(state):
         return []
-    return [t for field in dataclasses.fields(state) for t in tensors_in(getattr(state, field.name))]
+    return [
+        t for field in dataclasses.fields(state) for t in tensors_in(getattr(state, field.name))
+    ]

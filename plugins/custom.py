@@ -1,7 +1,8 @@
-"""Kind "custom": the plugin says itself what it wraps. The door for third parties whose algorithm fits no other kind.
+"""Kind "custom": the plugin says itself what it wraps. The door for third parties whose algorithm
+fits no other kind.
 
-The plugin class has `attach(site)`, which uses `site.wrap`, `site.on_begin`, `site.on_end` and `site.on_report`, and may
-have `why_not(profile)`. All it does through the site is undone on detach.
+The plugin class has `attach(site)`, which uses `site.wrap`, `site.on_begin`, `site.on_end` and
+`site.on_report`, and may have `why_not(profile)`. All it does through the site is undone on detach.
 """
 
 from typing import Any, cast

@@ -1,8 +1,8 @@
 """FLOPs of a denoiser call, counted by torch's own counter once per input shape.
 
-Counting slows a call down, so it is done on the first full pass and looked up afterwards; what a skipped pass costs is
-that count less what the skipped modules had in it. Compiled code hides its operations from the counter: there nothing
-is counted and the report says None.
+Counting slows a call down, so it is done on the first full pass and looked up afterwards; what a
+skipped pass costs is that count less what the skipped modules had in it. Compiled code hides its
+operations from the counter: there nothing is counted and the report says None.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ class Meter:
     """Know the FLOPs per sample of a full pass and of a skipped one.
 
     Args:
-        root: the denoiser. skipped: the modules inside it that a skipped pass does not run; the root itself if none.
-        is_on: False where the counter cannot see (compiled code).
+        root: the denoiser. skipped: the modules inside it that a skipped pass does not run; the
+        root itself if none. is_on: False where the counter cannot see (compiled code).
     """
 
     def __init__(self, root: nn.Module, skipped: Sequence[nn.Module], *, is_on: bool) -> None:
@@ -57,9 +57,11 @@ class Meter:
         self.per_row[shape] = full / rows, (full - saved) / rows
 
     def totals(self, calls: Sequence[Call]) -> tuple[float, float] | None:
-        """Return (FLOPs done, FLOPs of the same calls uncached), or None where nothing was counted."""
+        """Return (FLOPs done, FLOPs of the same calls uncached), or None if not counted."""
         if self._shape not in self.per_row:
             return None
         full, skip = self.per_row[self._shape]
-        done = sum(full * call.computed + skip * (len(call.choices) - call.computed) for call in calls)
+        done = sum(
+            full * call.computed + skip * (len(call.choices) - call.computed) for call in calls
+        )
         return done, full * sum(len(call.choices) for call in calls)

@@ -1,4 +1,6 @@
-"""The kinds of plugin: one file each says how the kind attaches, where it stands, and whether it stands alone."""
+"""The kinds of plugin: one file each says how the kind attaches, where it stands, and whether it
+stands alone.
+"""
 
 import importlib
 from types import ModuleType
@@ -14,7 +16,9 @@ KINDS = {
     "cache": "skipstep.plugins.cache",
     "custom": "skipstep.plugins.custom",
 }
-"""Kind -> module with ORDER (small is outermost), EXCLUSIVE, why_not(plugin, profile) and attach(plugin, site)."""
+"""Kind -> module with ORDER (small is outermost), EXCLUSIVE, why_not(plugin, profile) and
+attach(plugin, site).
+"""
 
 
 def attach(plugin: Any, site: Any) -> None:
@@ -39,5 +43,8 @@ def order(kind: str) -> int:
 
 def _module(kind: str) -> ModuleType:
     if kind not in KINDS:
-        raise PluginError(f"unknown plugin kind {kind!r}: kind is one of {', '.join(KINDS)}; set the class attribute")
+        raise PluginError(
+            f"unknown plugin kind {kind!r}: kind is one of {', '.join(KINDS)}; set the class "
+            "attribute"
+        )
     return importlib.import_module(KINDS[kind])

@@ -1,7 +1,8 @@
 """Attach, run, detach: the one place where a pipeline is changed, and where every change is undone.
 
-A `Manager` belongs to one pipeline and lives in a weak side table, so nothing is stored on the pipeline itself: copies,
-pickles and saved files are clean. A `Site` records all that one plugin does to the pipeline; undoing is its reverse.
+A `Manager` belongs to one pipeline and lives in a weak side table, so nothing is stored on the
+pipeline itself: copies, pickles and saved files are clean. A `Site` records all that one plugin
+does to the pipeline; undoing is its reverse.
 """
 
 import contextlib
@@ -39,7 +40,9 @@ class Site:
         self._report: list[Callable[[Run, Report], None]] = []
 
     def wrap(self, module: nn.Module, function: Callable[..., Any], order: int) -> None:
-        """Call `function(call_next, *args, **kwargs)` whenever `module` is called; small orders are outermost."""
+        """Call `function(call_next, *args, **kwargs)` whenever `module` is called; small orders are
+        outermost.
+        """
         seam = seam_of(module)
         seam.add(self, function, order)
         self._seams.append(seam)
@@ -83,7 +86,8 @@ class Site:
             if not seam.wraps and find_seam(seam.module) is seam:
                 raise NotRestored(
                     f"{type(seam.module).__name__} still carries a seam after detach: "
-                    "something else put it back; please report this with the output of `skipstep doctor`"
+                    "something else put it back; please report this with the output of `skipstep "
+                    "doctor`"
                 )
 
 
@@ -134,7 +138,7 @@ class Manager:
         return self._pipe()
 
     def enable(self, plugin: Any, *, replace: bool = False) -> Handle:
-        """Attach a plugin or leave everything as it was; the same name again reconfigures in place."""
+        """Attach a plugin or change nothing; the same name again reconfigures in place."""
         self._refuse_while_running("enable")
         found = profile(self.pipe)
         why = why_not(plugin, found)
@@ -161,8 +165,10 @@ class Manager:
         if rivals and not replace:
             active = rivals[0].plugin.name
             raise Incompatible(
-                f"{plugin.name}: the {plugin.kind} plugin {active!r} is already active and two of one kind do not "
-                f"combine: disable_plugin({active!r}) first, or enable_plugin({plugin.name!r}, replace=True)"
+                f"{plugin.name}: the {plugin.kind} plugin {active!r} is already active and two of "
+                "one kind do not "
+                f"combine: disable_plugin({active!r}) first, or enable_plugin({plugin.name!r}, "
+                "replace=True)"
             )
         return rivals
 
@@ -186,7 +192,8 @@ class Manager:
     def _refuse_while_running(self, verb: str) -> None:
         if self.is_running:
             raise PipelineBusy(
-                f"cannot {verb} a plugin while {type(self.pipe).__name__} is running: do it before or after the call"
+                f"cannot {verb} a plugin while {type(self.pipe).__name__} is running: do it before "
+                "or after the call"
             )
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -196,8 +203,10 @@ class Manager:
                 return function(self.pipe, *args, **kwargs)
         if not self.lock.acquire(blocking=False):
             raise PipelineBusy(
-                f"this {type(self.pipe).__name__} is already running in another thread: its scheduler and caches "
-                "serve one call at a time; wait for it, or give each thread its own pipeline (from_pipe shares weights)"
+                f"this {type(self.pipe).__name__} is already running in another thread: its "
+                "scheduler and caches "
+                "serve one call at a time; wait for it, or give each thread its own pipeline "
+                "(from_pipe shares weights)"
             )
         outer, self.is_running = self.is_running, True
         try:
@@ -206,7 +215,9 @@ class Manager:
             self.is_running = outer
             self.lock.release()
 
-    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         pipe = self.pipe
         run = Run(self, pipe, _bound(function, pipe, args, kwargs))
         handles = sorted(self.handles.values(), key=lambda h: kinds.order(h.plugin.kind))
@@ -281,11 +292,15 @@ def repr_plugin(plugin: Any) -> str:
     """Return `name(option=value, ...)` with the options that differ from their defaults."""
     from skipstep.plugins.options import to_dict
 
-    options = ", ".join(f"{key}={value!r}" for key, value in to_dict(plugin).get("options", {}).items())
+    options = ", ".join(
+        f"{key}={value!r}" for key, value in to_dict(plugin).get("options", {}).items()
+    )
     return f"{plugin.name}({options})" if options else str(plugin.name)
 
 
-def _bound(function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _bound(
+    function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     try:
         bound = inspect.signature(function).bind(pipe, *args, **kwargs)
     except TypeError:
@@ -299,10 +314,12 @@ def _bound(function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwarg
 
 
 def _wrap_call(cls: type) -> None:
-    """Send the calls of managed pipelines of this class through their manager; all others pass straight on.
+    """Send the calls of managed pipelines of this class through their manager; all others pass
+    straight on.
 
-    Python looks `__call__` up on the class, so it is the class that is wrapped: once, and inert without a manager. A
-    subclass that calls `super().__call__` has opened its run already, so the inner call passes straight on too.
+    Python looks `__call__` up on the class, so it is the class that is wrapped: once, and inert
+    without a manager. A subclass that calls `super().__call__` has opened its run already, so the
+    inner call passes straight on too.
     """
     original = cls.__call__
     if getattr(original, MARKER, False):
@@ -321,4 +338,4 @@ def _wrap_call(cls: type) -> None:
         return original(self, *args, **kwargs)
 
     setattr(__call__, MARKER, True)
-    setattr(cls, "__call__", __call__)
+    cls.__call__ = __call__

@@ -1,4 +1,6 @@
-"""Which plugins there are and which of them work on a given pipeline, with the reason where one does not."""
+"""Which plugins there are and which of them work on a given pipeline, with the reason where one
+does not.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,7 +47,9 @@ class Listing:
 
 
 def list_for(pipe: Any) -> Listing:
-    """Ask every plugin of the catalogue, with its default options, whether it can serve this pipeline."""
+    """Ask every plugin of the catalogue, with its default options, whether it can serve this
+    pipeline.
+    """
     found, manager = profile(pipe), manager_of(pipe)
     active = manager.handles if manager else {}
     rows = []

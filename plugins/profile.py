@@ -1,7 +1,8 @@
 """What a pipeline is made of, found from its structure: no pipeline or model is known by name.
 
-A denoiser is a component whose forward takes a timestep. A UNet has `down_blocks` and `up_blocks`; a DiT has at least
-one direct child list of two or more equal blocks that contain linear layers. Refiners and ControlNets are neither.
+A denoiser is a component whose forward takes a timestep. A UNet has `down_blocks` and `up_blocks`;
+a DiT has at least one direct child list of two or more equal blocks that contain linear layers.
+Refiners and ControlNets are neither.
 """
 
 import inspect
@@ -21,7 +22,9 @@ Kind = Literal["dit", "unet", "other"]
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Describe one denoiser; `module` is what the pipeline calls, `inner` what it is without torch.compile around it."""
+    """Describe one denoiser; `module` is what the pipeline calls, `inner` what it is without
+    torch.compile around it.
+    """
 
     name: str
     module: nn.Module
@@ -55,7 +58,8 @@ class Profile:
         for denoiser in self.denoisers:
             if denoiser.is_meta:
                 return (
-                    f"{denoiser.name} ({denoiser.class_name}) still has meta tensors, so it cannot run: "
+                    f"{denoiser.name} ({denoiser.class_name}) still has meta tensors, so it cannot "
+                    "run: "
                     "load its weights first (from_pretrained, or to_empty and load_state_dict)"
                 )
         return None
@@ -118,7 +122,9 @@ def _stacks(module: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
 
 def _is_compiled(module: nn.Module) -> bool:
     slot = getattr(module, "_compiled_call_impl", None)
-    return getattr(slot, "previous", None) is not None if isinstance(slot, Seam) else slot is not None
+    return (
+        getattr(slot, "previous", None) is not None if isinstance(slot, Seam) else slot is not None
+    )
 
 
 def _is_meta(module: nn.Module) -> bool:

@@ -1,8 +1,8 @@
 """What the last run did, as data; text, dict, notebook HTML and a timeline are views of it.
 
-A report never guesses: counts are counted, bytes are summed over the buffers really held, FLOPs are measured once per
-input shape by torch's own counter, and what could not be known is None. The verdict says in words what happened and
-which knob to turn.
+A report never guesses: counts are counted, bytes are summed over the buffers really held, FLOPs are
+measured once per input shape by torch's own counter, and what could not be known is None. The
+verdict says in words what happened and which knob to turn.
 """
 
 import html
@@ -19,7 +19,9 @@ MARK_COMPUTED, MARK_SKIPPED, MARK_MIXED = "#", ".", "+"
 
 @dataclass
 class Call:
-    """One denoiser call: a choice per sample, the work units done out of those an uncached call takes, host seconds."""
+    """One denoiser call: a choice per sample, the work units done out of those an uncached call
+    takes, host seconds.
+    """
 
     step: int
     denoiser: str
@@ -42,7 +44,9 @@ class Call:
 
 @dataclass
 class Report:
-    """Hold what one run did. `fraction` is the share of block computations executed; `bytes_held` is the peak."""
+    """Hold what one run did. `fraction` is the share of block computations executed; `bytes_held`
+    is the peak.
+    """
 
     pipeline: str
     plugins: list[str]
@@ -86,7 +90,11 @@ class Report:
             return " ".join(self.notes) or "No denoiser call was watched in this run."
         skipped = self.total - self.computed
         if skipped:
-            saved = "" if not self.flops_full else f", {1 - (self.flops_done or 0) / self.flops_full:.0%} of the FLOPs"
+            saved = (
+                ""
+                if not self.flops_full
+                else f", {1 - (self.flops_done or 0) / self.flops_full:.0%} of the FLOPs"
+            )
             return (
                 f"Skipped {skipped} of {self.total} sample computations: "
                 f"{1 - self.fraction:.0%} of the block computations{saved} saved."
@@ -94,10 +102,18 @@ class Report:
         return f"Nothing was skipped: {self._why_nothing()}"
 
     def _why_nothing(self) -> str:
-        broken = next((c.why for call in self.calls for c in call.choices if c.why.startswith("contract")), None)
+        broken = next(
+            (c.why for call in self.calls for c in call.choices if c.why.startswith("contract")),
+            None,
+        )
         if broken:
             return f"{broken}."
-        gated = [c for call in self.calls for c in call.choices if c.value is not None and c.why == "changed"]
+        gated = [
+            c
+            for call in self.calls
+            for c in call.choices
+            if c.value is not None and c.why == "changed"
+        ]
         limit = gated[0].threshold if gated else None
         if not gated or limit is None:
             forced = sorted({c.why for call in self.calls for c in call.choices})
@@ -112,7 +128,9 @@ class Report:
         )
 
     def timeline(self) -> dict[str, str]:
-        """Return one string per denoiser and branch: `#` computed, `.` skipped, `+` some samples of the batch."""
+        """Return one string per denoiser and branch: `#` computed, `.` skipped, `+` some samples of
+        the batch.
+        """
         lines: dict[str, str] = {}
         branches = {(call.denoiser, call.branch) for call in self.calls}
         for call in self.calls:
@@ -139,25 +157,33 @@ class Report:
         if self.calls:
             figures.append(f"{self.bytes_held / MIB:.2f} MiB held")
         if self.flops_full:
-            figures.append(f"{(self.flops_done or 0) / 1e9:.2f} of {self.flops_full / 1e9:.2f} GFLOP")
+            figures.append(
+                f"{(self.flops_done or 0) / 1e9:.2f} of {self.flops_full / 1e9:.2f} GFLOP"
+            )
         lines.append("  " + ", ".join(figures))
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def table(self) -> str:
-        """Return one line per denoiser call: step, branch, computed samples, why, the gate's value and threshold."""
+        """Return one line per denoiser call: step, branch, computed samples, why, the gate's value
+        and threshold.
+        """
         rows = ["step  denoiser        branch  computed  why (value / threshold)"]
         for call in self.calls:
             why = "; ".join(dict.fromkeys(_reason(choice) for choice in call.choices))
             computed = f"{call.computed}/{len(call.choices)}"
-            rows.append(f"{call.step:>4}  {call.denoiser:<14}  {call.branch:>6}  {computed:>8}  {why}")
+            rows.append(
+                f"{call.step:>4}  {call.denoiser:<14}  {call.branch:>6}  {computed:>8}  {why}"
+            )
         return "\n".join(rows)
 
     def _repr_html_(self) -> str:
         bars = "".join(
-            f"<div><code>{html.escape(name)}</code> {_bar(marks)}</div>" for name, marks in self.timeline().items()
+            f"<div><code>{html.escape(name)}</code> {_bar(marks)}</div>"
+            for name, marks in self.timeline().items()
         )
-        return f"<div><p>{html.escape(self.verdict)}</p>{bars}<pre>{html.escape(self.table())}</pre></div>"
+        verdict, table = html.escape(self.verdict), html.escape(self.table())
+        return f"<div><p>{verdict}</p>{bars}<pre>{table}</pre></div>"
 
 
 def _reason(choice: Choice) -> str:

@@ -1,8 +1,10 @@
-"""One pipeline call: which step it is at, which guidance branch is being computed, and all state that dies with it.
+"""One pipeline call: which step it is at, which guidance branch is being computed, and all state
+that dies with it.
 
-Pipelines do not tell. The step is counted where it happens, at `scheduler.step`; the branch (cond, uncond, ...) is the
-k-th call of a denoiser since the last step. Pipelines that step copies of their scheduler never reach the tap: for
-them a changed timestep argument starts a new step (this costs one host sync a call, and only they pay it).
+Pipelines do not tell. The step is counted where it happens, at `scheduler.step`; the branch (cond,
+uncond, ...) is the k-th call of a denoiser since the last step. Pipelines that step copies of their
+scheduler never reach the tap: for them a changed timestep argument starts a new step (this costs
+one host sync a call, and only they pay it).
 """
 
 import contextlib
@@ -19,7 +21,9 @@ TIMESTEP_NAMES = ("timestep", "timesteps", "t", "timestep_ratio", "sigma")
 
 
 class Run:
-    """Hold the state of one pipeline call; made when it starts, dropped when it ends, however it ends."""
+    """Hold the state of one pipeline call; made when it starts, dropped when it ends, however it
+    ends.
+    """
 
     def __init__(self, owner: object, pipe: Any, arguments: dict[str, Any]) -> None:
         self.owner = owner
@@ -35,7 +39,9 @@ class Run:
 
     @property
     def count(self) -> int:
-        """Return how many scheduler steps this run takes; 0 where the pipeline gives no way to know."""
+        """Return how many scheduler steps this run takes; 0 where the pipeline gives no way to
+        know.
+        """
         if self._count is None:
             self._count = self._find_count()
         return self._count
@@ -81,7 +87,9 @@ class Run:
 
 
 class StepTap:
-    """Stand in for `scheduler.step` during a run and count; a deepcopy of the scheduler gets its own plain `step`."""
+    """Stand in for `scheduler.step` during a run and count; a deepcopy of the scheduler gets its
+    own plain `step`.
+    """
 
     def __init__(self, scheduler: Any, run: Run) -> None:
         self.scheduler = scheduler
@@ -96,7 +104,7 @@ class StepTap:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.scheduler))
-        return self.step if copied is None else getattr(type(copied), "step").__get__(copied)
+        return self.step if copied is None else type(copied).step.__get__(copied)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -116,14 +124,18 @@ _INNERMOST: ContextVar[Run | None] = ContextVar("skipstep_run", default=None)
 
 
 def current_run(owner: object) -> Run | None:
-    """Return the innermost run of this thread if it is `owner`'s; a denoiser used outside it is none of our business."""
+    """Return the innermost run of this thread if it is `owner`'s; a denoiser used outside it is
+    none of our business.
+    """
     run = _INNERMOST.get()
     return run if run is not None and run.owner is owner else None
 
 
 @contextlib.contextmanager
 def running(run: Run | None) -> Iterator[None]:
-    """Make `run` the innermost one; None hides the outer runs from a pipeline that has no plugins of its own."""
+    """Make `run` the innermost one; None hides the outer runs from a pipeline that has no plugins
+    of its own.
+    """
     token = _INNERMOST.set(run)
     try:
         yield

@@ -1,8 +1,9 @@
 """Kind "sampler": another scheduler, for the length of a run only.
 
-The user's scheduler object is put back in every case, so `save_pretrained` never sees ours: a third-party scheduler in
-model_index.json makes a checkpoint unloadable, and a native one would land there unnoticed. The swap goes past
-`DiffusionPipeline.__setattr__`, which would write it into the pipeline's config.
+The user's scheduler object is put back in every case, so `save_pretrained` never sees ours: a
+third-party scheduler in model_index.json makes a checkpoint unloadable, and a native one would land
+there unnoticed. The swap goes past `DiffusionPipeline.__setattr__`, which would write it into the
+pipeline's config.
 """
 
 from typing import Any

@@ -1,13 +1,15 @@
 """The seam: the one way into a module's call, outside every hook and every compiled region.
 
-`nn.Module.__call__` consults the instance attribute `_compiled_call_impl` before anything else (it is where
-`module.compile()` puts its result). A callable placed there is therefore outermost: accelerate's offload hooks,
-diffusers' hook registry, LoRA and `compile_repeated_blocks` all stay inside and keep working, and
-`nn.Module.__getstate__` drops the attribute, so copies, pickles and saved files never see a seam.
+`nn.Module.__call__` consults the instance attribute `_compiled_call_impl` before anything else (it
+is where `module.compile()` puts its result). A callable placed there is therefore outermost:
+accelerate's offload hooks, diffusers' hook registry, LoRA and `compile_repeated_blocks` all stay
+inside and keep working, and `nn.Module.__getstate__` drops the attribute, so copies, pickles and
+saved files never see a seam.
 
-The attribute is private to torch. `call_slot_works` tests at first use that it still behaves as described; where it
-does not, `seam_of` hands out a `ForwardSeam`, which replaces the instance's `forward`: slower by one attribute
-look-up, inside accelerate's hooks instead of outside, and lost when offload is switched on afterwards.
+The attribute is private to torch. `call_slot_works` tests at first use that it still behaves as
+described; where it does not, `seam_of` hands out a `ForwardSeam`, which replaces the instance's
+`forward`: slower by one attribute look-up, inside accelerate's hooks instead of outside, and lost
+when offload is switched on afterwards.
 """
 
 import copy
@@ -37,7 +39,7 @@ class Seam(ABC):
         self.chain: Callable[..., Any] = self.inner()
 
     def add(self, owner: object, wrap: Wrap, order: int) -> None:
-        """Put `wrap(call_next, *args, **kwargs)` around the module's call, in the name of `owner`."""
+        """Put `wrap(call_next, *args, **kwargs)` around the module's call, for `owner`."""
         self.wraps.append((order, owner, wrap))
         self.wraps.sort(key=lambda entry: entry[0])
         self.rebuild()
@@ -51,7 +53,7 @@ class Seam(ABC):
             self.uninstall()
 
     def rebuild(self) -> None:
-        """Compose the wraps once, so that a call costs one Python frame per wrap and nothing else."""
+        """Compose the wraps once, so that a call costs one Python frame per wrap."""
         call = self.inner()
         for _, _, wrap in reversed(self.wraps):
             call = functools.partial(wrap, call)
@@ -74,7 +76,9 @@ class Seam(ABC):
 
 
 class CallSlotSeam(Seam):
-    """Sit in the module's call slot; the compiled call that was there before, if any, is what we wrap."""
+    """Sit in the module's call slot; the compiled call that was there before, if any, is what we
+    wrap.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.previous: Callable[..., Any] | None = getattr(module, SLOT)
@@ -101,7 +105,9 @@ class CallSlotSeam(Seam):
 
 
 class ForwardSeam(Seam):
-    """Replace the instance's `forward`: what remains when torch's call slot does not behave as expected."""
+    """Replace the instance's `forward`: what remains when torch's call slot does not behave as
+    expected.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
@@ -150,7 +156,9 @@ class _Probe(nn.Module):
 
 @functools.cache
 def call_slot_works() -> bool:
-    """Test once that torch calls what is in the slot, passes on to `_call_impl`, and keeps it out of copies."""
+    """Test once that torch calls what is in the slot, passes on to `_call_impl`, and keeps it out
+    of copies.
+    """
     probe, x = _Probe(), torch.zeros(1)
     hooked: list[str] = []
     try:
@@ -165,7 +173,8 @@ def call_slot_works() -> bool:
         works = False
     if not works:
         logger.warning(
-            "torch %s no longer consults nn.Module.%s as skipstep expects: falling back to wrapping forward(). "
+            "torch %s no longer consults nn.Module.%s as skipstep expects: falling back to "
+            "wrapping forward(). "
             "Enable plugins after offload, and disable them before copying a pipeline.",
             torch.__version__,
             SLOT,

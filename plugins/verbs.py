@@ -1,4 +1,6 @@
-"""The verbs every pipeline gets: thin doors to the lifecycle, which is imported when the first one is used."""
+"""The verbs every pipeline gets: thin doors to the lifecycle, which is imported when the first one
+is used.
+"""
 
 import contextlib
 import os
@@ -26,11 +28,13 @@ __all__ = [
 
 
 def enable_plugin(self: Any, plugin: Any, *, replace: bool = False, **options: Any) -> "Handle":
-    """Switch a plugin on, by name with options or as an options object; again reconfigures it in place.
+    """Switch a plugin on, by name with options or as an options object; again reconfigures it in
+    place.
 
     Raises:
         UnknownPlugin: no plugin has this name. BadOption: an option is unknown or out of range.
-        Incompatible: it cannot serve this pipeline, or another of its kind is active (see `replace`).
+        Incompatible: it cannot serve this pipeline, or another of its kind is active (see
+        `replace`).
     """
     from skipstep.plugins.lifecycle import manager_for
     from skipstep.plugins.options import build
@@ -62,7 +66,8 @@ def disable_plugins(self: Any) -> None:
 
 @contextlib.contextmanager
 def plugins(self: Any, *wanted: Any) -> Iterator[Any]:
-    """Switch plugins on inside a `with` block: names, options objects or {"name": ..., "options": {...}}.
+    """Switch plugins on inside a `with` block: names, options objects or {"name": ..., "options":
+    {...}}.
 
     What was active before is active again afterwards, also after an exception.
     """
@@ -70,7 +75,9 @@ def plugins(self: Any, *wanted: Any) -> Iterator[Any]:
     from skipstep.plugins.options import build
 
     built = [
-        build(each["name"], dict(each.get("options", {}))) if isinstance(each, Mapping) else build(each, {})
+        build(each["name"], dict(each.get("options", {})))
+        if isinstance(each, Mapping)
+        else build(each, {})
         for each in wanted
     ]
     manager = manager_for(self)
@@ -87,7 +94,9 @@ def plugins(self: Any, *wanted: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def plugins_off(self: Any) -> Iterator[Any]:
-    """Run the plain pipeline inside a `with` block, for A/B on the same seed; the plugins stay attached."""
+    """Run the plain pipeline inside a `with` block, for A/B on the same seed; the plugins stay
+    attached.
+    """
     from skipstep.plugins.lifecycle import paused
 
     with paused(self):

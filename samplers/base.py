@@ -1,4 +1,6 @@
-"""What every sampler plugin is: frozen options that build a diffusers scheduler from the pipeline's own."""
+"""What every sampler plugin is: frozen options that build a diffusers scheduler from the pipeline's
+own.
+"""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar

@@ -1,7 +1,8 @@
-"""Any of diffusers' own schedulers, for the run only: `enable_plugin("scheduler", scheduler="UniPCMultistepScheduler")`.
+"""Any of diffusers' own schedulers, for the run only: `enable_plugin("scheduler",
+scheduler="UniPCMultistepScheduler")`.
 
-The new scheduler is made from the config of the pipeline's own (`from_config`), so trained betas, the prediction type and
-the flow shift carry over; `config` overrides single entries.
+The new scheduler is made from the config of the pipeline's own (`from_config`), so trained betas,
+the prediction type and the flow shift carry over; `config` overrides single entries.
 """
 
 import inspect
@@ -23,15 +24,21 @@ class Scheduler(SamplerPlugin):
     name: ClassVar[str] = "scheduler"
     summary: ClassVar[str] = "any diffusers scheduler, swapped in for the run only"
 
-    scheduler: Annotated[str, Field(description="class name of a diffusers scheduler")] = "UniPCMultistepScheduler"
-    config: Annotated[dict[str, Any], Field(description="config entries to override")] = Field(default_factory=dict)
+    scheduler: Annotated[str, Field(description="class name of a diffusers scheduler")] = (
+        "UniPCMultistepScheduler"
+    )
+    config: Annotated[dict[str, Any], Field(description="config entries to override")] = Field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         cls = getattr(diffusers, self.scheduler, None)
         if not (inspect.isclass(cls) and hasattr(cls, "set_timesteps")):
             raise ValueError(
-                f"scheduler={self.scheduler!r} is not a scheduler class of diffusers {diffusers.__version__}: "
-                "use a class name such as 'UniPCMultistepScheduler' or 'DPMSolverMultistepScheduler'"
+                f"scheduler={self.scheduler!r} is not a scheduler class of diffusers "
+                f"{diffusers.__version__}: "
+                "use a class name such as 'UniPCMultistepScheduler' or "
+                "'DPMSolverMultistepScheduler'"
             )
 
     def build(self, scheduler: Any) -> Any:

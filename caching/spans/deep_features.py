@@ -1,10 +1,12 @@
-"""The deep features of a UNet (DeepCache, Ma et al. 2024, arXiv:2312.00858), at the granularity of its blocks.
+"""The deep features of a UNet (DeepCache, Ma et al. 2024, arXiv:2312.00858), at the granularity of
+its blocks.
 
-On a skip the first down-block and the last up-block run; the last up-block receives from below what was stored:
-U_hat = forecast(U), U = output of the last but one up-block. The blocks in between hand on zeros of the right shape,
-which nothing reads, so U is all that is held.
+On a skip the first down-block and the last up-block run; the last up-block receives from below what
+was stored: U_hat = forecast(U), U = output of the last but one up-block. The blocks in between hand
+on zeros of the right shape, which nothing reads, so U is all that is held.
 
-Differs from the authors' code: the branch is always the shallowest whole block (their branch id picks a layer in it).
+Differs from the authors' code: the branch is always the shallowest whole block (their branch id
+picks a layer in it).
 """
 
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
 from skipstep.caching.base import Gate, Span
 from skipstep.caching.passes import Pass, Place, Target
@@ -32,16 +34,18 @@ class DeepFeatures(Span):
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why this denoiser has no deep features, or None."""
         if target.kind != "unet":
-            return f"{target.class_name} is not a UNet (down and up blocks); use span 'residual' or 'output'"
+            return f"{target.class_name} is not a UNet; use span 'residual' or 'output'"
         if len(_inner_blocks(target)) < 2:
-            return f"{target.class_name} has a single level, so nothing lies deeper than its shallowest branch"
+            return f"{target.class_name} has a single level, so it has no deep features"
         return None
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return the first down-block and everything below it, in execution order."""
         inner = _inner_blocks(target)
-        lead = [(target.inner.get_submodule("down_blocks.0"), Place(0, 0, False))]
-        return lead + [(block, Place(0, j + 1, j == len(inner) - 1)) for j, block in enumerate(inner)]
+        lead = [(target.inner.get_submodule("down_blocks.0"), Place(0, 0, False, True))]
+        return lead + [
+            (block, Place(0, j + 1, j == len(inner) - 1)) for j, block in enumerate(inner)
+        ]
 
     def full_work(self, target: Target) -> float:
         """Count the blocks that can be skipped, the lead block included."""
@@ -56,7 +60,7 @@ class DeepFeatures(Span):
         kwargs: dict[str, Any],
     ) -> Any:
         """Run or replay one block."""
-        if place.is_lead:
+        if place.is_watched:
             if pass_.lead is not None:
                 return pass_.lead
             output = pass_.run(call_next, args, kwargs)

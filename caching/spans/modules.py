@@ -1,8 +1,10 @@
-"""The outputs of attention and feed-forward modules, block by block, as the skipped part (FORA, TaylorSeer).
+"""The outputs of attention and feed-forward modules, block by block, as the skipped part (FORA,
+TaylorSeer).
 
-On a skip each module's output is forecast before the block multiplies its gate and adds it to the stream, so the
-modulation by the current timestep stays exact. Single-stream blocks (FLUX) end in one projection of attention and MLP
-together: that projection is what is cached, and the two in front of it hand on zeros that nothing reads.
+On a skip each module's output is forecast before the block multiplies its gate and adds it to the
+stream, so the modulation by the current timestep stays exact. Single-stream blocks (FLUX) end in
+one projection of attention and MLP together: that projection is what is cached, and the two in
+front of it hand on zeros that nothing reads.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,20 +45,26 @@ class Modules(Span):
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why this denoiser has no such modules, or None."""
         if gate.looks_at == "first_block" and target.kind != "dit":
-            return f"gate {gate.type!r} needs a chain of blocks, which {target.class_name} does not have"
+            return f"gate {gate.type!r} needs a chain of blocks; {target.class_name} has none"
         if not any(True for _ in self._modules(target)):
             return f"{target.class_name} has no {' or '.join(self.kinds)} modules in its blocks"
         return None
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
-        """Return the modules; with a gate on the first block that block is watched and none of its modules cached."""
+        """Return the modules; with a gate on the first block that block is watched and none of its
+        modules cached.
+        """
         found: list[tuple[nn.Module, Any]] = list(self._modules(target))
         if gate.looks_at != "first_block":
             return found
         first, second = target.stacks[0][:2]
         inside = {id(module) for module in first.modules()}
-        watched: list[tuple[nn.Module, Any]] = [(first, Place(0, 0, False)), (second, Place(0, 1, False))]
-        return watched + [(module, role) for module, role in found if id(module) not in inside]
+        rest = [(module, role) for module, role in found if id(module) not in inside]
+        return [
+            (first, Place(0, 0, False, True, len(found) - len(rest))),
+            (second, Place(0, 1, False, True)),
+            *rest,
+        ]
 
     def full_work(self, target: Target) -> float:
         """Count the cached modules of an uncached call."""
@@ -80,7 +88,9 @@ class Modules(Span):
             if not place.is_stored:
                 return pass_.placeholder(key)
             position = iter(range(len(tensors_in(pass_.placeholder(key)))))
-            return map_tensors(pass_.placeholder(key), lambda _: pass_.guess((*key, next(position))))
+            return map_tensors(
+                pass_.placeholder(key), lambda _: pass_.guess((*key, next(position)))
+            )
         output = pass_.run(call_next, args, kwargs)
         if pass_.mode == "compute":
             pass_.remember_shape(key, output)
@@ -97,7 +107,9 @@ class Modules(Span):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Look at the first block's residual, and learn from the second block's inputs what that is."""
+        """Look at the first block's residual, and learn from the second block's inputs what that
+        is.
+        """
         known = pass_.contract.stacks[0]
         named = known.bind(args, kwargs)
         if place.index == 1:
@@ -106,9 +118,14 @@ class Modules(Span):
                 known.learn(first_outputs, named)
                 pass_.signal = known.main_change(first_inputs, first_outputs)
                 if not known.carry:
-                    pass_.give_up(f"the outputs of {known.block} are not the inputs of the next block")
+                    pass_.give_up(
+                        f"the outputs of {known.block} are not the inputs of the next block"
+                    )
             return call_next(*args, **kwargs)
-        output = pass_.lead if pass_.lead is not None else call_next(*args, **kwargs)
+        if pass_.lead is not None:
+            return pass_.lead
+        output = call_next(*args, **kwargs)
+        pass_.work += place.units * len(pass_.rows)
         if pass_.mode == "probe":
             outputs = known.as_tuple(output)
             if not known.carry:
@@ -120,7 +137,9 @@ class Modules(Span):
         names = {id(module): path for path, module in target.inner.named_modules()}
         for block in _blocks(target):
             children = dict(block.named_children())
-            joins = isinstance(children.get("proj_out"), nn.Linear) and isinstance(children.get("proj_mlp"), nn.Linear)
+            joins = isinstance(children.get("proj_out"), nn.Linear) and isinstance(
+                children.get("proj_mlp"), nn.Linear
+            )
             for name, child in children.items():
                 kind = _kind_of(name, child)
                 if joins and (name in ("proj_out", "proj_mlp") or kind):
@@ -131,13 +150,16 @@ class Modules(Span):
 
 
 def _blocks(target: Target) -> list[nn.Module]:
-    """Return the transformer blocks: the stacks of a DiT, or every module with attention and feed-forward children."""
+    """Return the transformer blocks: the stacks of a DiT, or every module with attention and feed-
+    forward children.
+    """
     if target.stacks:
         return [block for stack in target.stacks for block in stack]
     return [
         module
         for module in target.inner.modules()
-        if {"attention", "feed_forward"} <= {_kind_of(name, child) for name, child in module.named_children()}
+        if {"attention", "feed_forward"}
+        <= {_kind_of(name, child) for name, child in module.named_children()}
     ]
 
 

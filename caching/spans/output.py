@@ -1,7 +1,8 @@
 """The whole denoiser output as the skipped part: nothing inside the model runs on a skip.
 
-v_hat = forecast of v, or with `delta` of v - x, to which the current input x is added (EasyCache, arXiv:2507.02860).
-Where v and x differ in shape (learned variances, conditioning channels) v itself is forecast and the report says so.
+v_hat = forecast of v, or with `delta` of v - x, to which the current input x is added (EasyCache,
+arXiv:2507.02860). Where v and x differ in shape (learned variances, conditioning channels) v itself
+is forecast and the report says so.
 """
 
 from collections.abc import Callable
@@ -30,8 +31,10 @@ class Output(Span):
         """Return why the output cannot be cached under this gate, or None."""
         if gate.looks_at == "first_block":
             return (
-                f"gate {gate.type!r} decides behind the first block, the output span skips that block too: "
-                "use span 'residual', or a gate that looks at the input ('easycache') or the step ('interval')"
+                f"gate {gate.type!r} decides behind the first block, the output span skips that "
+                "block too: "
+                "use span 'residual', or a gate that looks at the input ('easycache') or the step "
+                "('interval')"
             )
         return None
 

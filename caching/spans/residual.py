@@ -1,13 +1,16 @@
 """The residual of a stack of blocks: what all its blocks together add to the stream.
 
-    skip:  h_out = h_in + forecast(Delta),   Delta = h_out - h_in - (what the model added between the blocks)
+    skip:  h_out = h_in + forecast(Delta),   Delta = h_out - h_in - (what the model added between
+    the blocks)
 
-for every stack of the model and every stream a stack carries (text and image). With a gate that looks at the first
-block, that block always runs and Delta starts behind it (First Block Cache). ControlNet adds its residuals between the
-blocks: they are left out of Delta on the way in and added fresh on the way out.
+for every stack of the model and every stream a stack carries (text and image). With a gate that
+looks at the first block, that block always runs and Delta starts behind it (First Block Cache).
+ControlNet adds its residuals between the blocks: they are left out of Delta on the way in and added
+fresh on the way out.
 
-No model is known by name. Which output of a block is which input of the next is learned from tensor identity in the
-first full pass; a model whose blocks are not such a chain is computed in full and the report says so.
+No model is known by name. Which output of a block is which input of the next is learned from tensor
+identity in the first full pass; a model whose blocks are not such a chain is computed in full and
+the report says so.
 """
 
 from collections.abc import Callable
@@ -53,8 +56,9 @@ class Residual(Span):
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return every block with its place."""
+        watches = gate.looks_at == "first_block"
         return [
-            (block, Place(s, j, j == len(stack) - 1))
+            (block, Place(s, j, j == len(stack) - 1, is_watched=watches and s == j == 0))
             for s, stack in enumerate(target.stacks)
             for j, block in enumerate(stack)
         ]
@@ -74,10 +78,12 @@ class Residual(Span):
         """Run or replay one block."""
         known = pass_.contract.stacks[place.stack]
         named = known.bind(args, kwargs)
-        is_lead = place.is_lead and pass_.watches_first_block
+        is_lead = place.is_watched
         if pass_.mode == "skip" and not is_lead:
             return _replay(place, pass_, known, named)
-        output = pass_.lead if is_lead and pass_.lead is not None else pass_.run(call_next, args, kwargs)
+        output = (
+            pass_.lead if is_lead and pass_.lead is not None else pass_.run(call_next, args, kwargs)
+        )
         if pass_.mode == "skip":
             return output
         outputs = known.as_tuple(output)
@@ -123,7 +129,8 @@ def _finish(place: Place, pass_: Pass, known: StackContract, trace: _Trace) -> N
     """Store the residual of every stream, once the last block has run."""
     if not known.carry:
         pass_.give_up(
-            f"the outputs of {known.block} are not the inputs of the next block, so nothing can stand in for it"
+            f"the outputs of {known.block} are not the inputs of the next block, so nothing can "
+            "stand in for it"
         )
         return
     behind_lead = place.stack == 0 and pass_.watches_first_block

@@ -4,12 +4,20 @@ import os
 from pathlib import Path
 
 import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Before anything imports Hugging Face's libraries, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+
+# While tests run, every function of skipstep checks its annotations, shapes too. mypy takes an int
+# for a float (the numeric tower of PEP 484); `--jaxtyping-packages` cannot ask beartype to agree.
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+install_import_hook("skipstep", f"{__name__}.checked")
 
 
 class RootIsNoTestPackage:

@@ -1,5 +1,7 @@
 """Tiny pipelines: each builds, repeats itself, and treats a batch as so many single runs."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,8 +54,8 @@ def test_a_sample_of_a_batch_is_its_single_run(family: str) -> None:
 @pytest.mark.parametrize("family", ALL)
 def test_the_prompt_matters(family: str) -> None:
     tiny = tiny_pipeline(family)
-    other = run(tiny, **{tiny.prompt_argument: [tiny.prompts[1]]})
-    assert not torch.equal(run(tiny), other)
+    other: dict[str, Any] = {tiny.prompt_argument: [tiny.prompts[1]]}
+    assert not torch.equal(run(tiny), run(tiny, **other))
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -81,3 +83,8 @@ def test_building_leaves_the_callers_random_numbers_alone() -> None:
 def test_an_unknown_family_is_refused_with_the_list() -> None:
     with pytest.raises(ValueError, match="unknown family 'flax': choose one of flux, "):
         tiny_pipeline("flax")
+
+
+def test_annotations_are_checked_while_tests_run() -> None:
+    with pytest.raises(TypeError, match="family"):
+        tiny_pipeline(3)  # type: ignore[arg-type]

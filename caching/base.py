@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 __all__ = [
     "CachePlugin",
     "Choice",
+    "FinalSteps",
     "Forecaster",
     "Gate",
     "LooksAt",
+    "MaxSkips",
     "Parts",
     "Seen",
     "Span",
     "Step",
+    "WarmupSteps",
 ]
 
 LooksAt = Literal["step", "input", "first_block"]
@@ -172,6 +175,14 @@ class Parts:
     span: Span
 
 
+WarmupSteps = Annotated[int, Field(ge=1, description="First steps that are always computed.")]
+FinalSteps = Annotated[int, Field(ge=0, description="Last steps that are always computed.")]
+MaxSkips = Annotated[
+    int | None,
+    Field(ge=1, description="Most skips in a row for one sample; None means no limit."),
+]
+
+
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class CachePlugin(ABC):
     """Hold the options every cache has; a subclass adds its own and says what parts they make.
@@ -185,14 +196,9 @@ class CachePlugin(ABC):
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
 
-    warmup_steps: Annotated[
-        int, Field(ge=1, description="First steps that are always computed.")
-    ] = 3
-    final_steps: Annotated[int, Field(ge=0, description="Last steps that are always computed.")] = 1
-    max_skips: Annotated[
-        int | None,
-        Field(ge=1, description="Most skips in a row for one sample; None means no limit."),
-    ] = None
+    warmup_steps: WarmupSteps = 3
+    final_steps: FinalSteps = 1
+    max_skips: MaxSkips = None
 
     @abstractmethod
     def parts(self) -> Parts:

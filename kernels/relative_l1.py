@@ -8,7 +8,7 @@ skips on a degenerate signal.
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["mean_absolute", "relative_l1", "relative_l1_ref"]
+__all__ = ["mean_absolute", "mean_absolute_difference", "relative_l1", "relative_l1_ref"]
 
 
 def mean_absolute(x: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
@@ -16,9 +16,16 @@ def mean_absolute(x: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     return x.reshape(x.shape[0], -1).float().abs().mean(dim=1)
 
 
+def mean_absolute_difference(
+    x: Float[Tensor, "b ..."], y: Float[Tensor, "b ..."]
+) -> Float[Tensor, " b"]:
+    """Return mean|x_b - y_b| of every sample; the difference is taken in fp32."""
+    return mean_absolute(x.float() - y.float())
+
+
 def relative_l1_ref(x: Float[Tensor, "b ..."], y: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
     """Return the definition: mean|x - y| / mean|y| per sample, in fp32."""
-    return mean_absolute(x.float() - y.float()) / mean_absolute(y)
+    return mean_absolute_difference(x, y) / mean_absolute(y)
 
 
 def relative_l1(x: Float[Tensor, "b ..."], y: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:

@@ -1,0 +1,53 @@
+# Every target sets itself up in .venv: a fresh clone needs Python 3.11 or later and `make demo`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format wheel constraints clean
+
+# A compression proof on the small models in this repository: no download, no GPU.
+demo: .venv/.installed
+	$(BIN)/skipstep compare
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: .venv/.installed-dev .typing/skipstep
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# From a clean copy of what git tracks: a build in the working tree leaves build/lib behind, and the
+# next wheel would ship files that were deleted since.
+wheel: .venv/.installed-dev
+	rm -rf build/wheel dist
+	mkdir -p build/wheel
+	git ls-files -z | xargs -0 cp --parents -t build/wheel
+	$(BIN)/python -m build --outdir dist build/wheel
+
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet --upgrade --upgrade-strategy eager ".[dev,app]"
+	echo "# The exact versions that continuous integration installs; 'make constraints' writes this file." \
+	  > constraints.txt
+	build/constraints/bin/pip freeze --exclude skipstep | sed 's/+cpu$$//' >> constraints.txt
+
+clean:
+	rm -rf .venv .typing build dist *.egg-info
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,app]"
+	touch $@
+
+.typing/skipstep:
+	mkdir -p .typing
+	ln -sfn .. .typing/skipstep

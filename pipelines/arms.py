@@ -80,10 +80,10 @@ def read_recipe(given: Any) -> tuple[Any, ...]:
         texts = given.split(" + ")
         return tuple(options.build(*options.parse_spec(text.strip())) for text in texts)
     if isinstance(given, Mapping):
-        return (options.build(given["name"], dict(given.get("options") or {})),)
+        return (options.build(given),)
     if isinstance(given, Sequence):
         return tuple(plugin for part in given for plugin in read_recipe(part))
-    return (options.build(given, {}),)
+    return (options.build(given),)
 
 
 def equal_cost_steps(steps: int, fraction: float) -> int | None:

@@ -34,6 +34,7 @@ from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, 
 from skipstep.pipelines.pictures import read_pictures, to_bytes, to_image
 from skipstep.plugins import options
 from skipstep.plugins.errors import PluginError
+from skipstep.plugins.lifecycle import manager_of
 
 __all__ = ["Progress", "TextScore", "compare"]
 
@@ -67,7 +68,7 @@ class Taken:
 def compare(
     pipe: Any,
     prompts: Sequence[Any],
-    arms: Any,
+    arms: Any = None,
     *,
     steps: int = 20,
     seed: int = 0,
@@ -87,8 +88,8 @@ def compare(
             meanwhile.
         prompts: one text a picture (one class label for class-conditional pipelines).
         arms: recipes such as "easycache:threshold=0.08", options objects, lists of them switched on
-            together, or a mapping from a name to one of these (read_arms in arms.py). The uncached
-            arm comes on its own.
+            together, or a mapping from a name to one of these (read_arms in arms.py). None is what
+            is on now. The uncached arm comes on its own.
         steps: denoising steps of the uncached arm and of the plugins.
         seed: prompt i is made from seed + i, unless `seeds` gives one seed a prompt.
         fewer_steps: also run, for every arm, the uncached pipeline with as many steps as cost the
@@ -106,7 +107,7 @@ def compare(
         prompts = [prompts]
     seeds = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
     check_arguments(prompts, seeds, call, steps=steps, repeats=repeats, batch_size=batch_size)
-    chosen = read_arms(arms, steps)
+    chosen = read_arms([active_plugins(pipe)] if arms is None else arms, steps)
     baseline = Arm(BASELINE, "baseline", steps)
     batches = [
         Batch(list(prompts[i : i + batch_size]), seeds[i : i + batch_size])
@@ -140,7 +141,7 @@ def compare(
                     kept = outcome.pictures.setdefault(name, [])
                     kept += to_bytes(run.pictures)[: keep_pictures - len(kept)]
 
-    with silent(pipe), pipe.plugins_off():
+    with silent(pipe), bare(pipe):
         warm_up = {arm.name: take(arm, batches[0]) for arm in (baseline, *chosen)}
         run_pass([baseline, *chosen], is_first=True)
         if fewer_steps and (beside := match_costs(results, chosen)):
@@ -341,6 +342,32 @@ def describe_machine(pipe: Any) -> dict[str, str]:
         "diffusers": metadata.version("diffusers"),
         "dtype": str(getattr(pipe, "dtype", "")).removeprefix("torch."),
     }
+
+
+def active_plugins(pipe: Any) -> list[Any]:
+    """Return the plugins that are on; raise PluginError if there are none."""
+    manager = manager_of(pipe)
+    active = [handle.plugin for handle in manager.handles.values()] if manager else []
+    if not active:
+        raise PluginError(
+            "compare: no plugin is on and no arms were given: enable one first, or name a recipe "
+            'such as "easycache:threshold=0.08"'
+        )
+    return active
+
+
+@contextmanager
+def bare(pipe: Any) -> Iterator[None]:
+    """Take the user's own plugins off for a while: they would be part of every arm."""
+    manager = manager_of(pipe)
+    before = [handle.plugin for handle in manager.handles.values()] if manager else []
+    if manager is not None:
+        manager.disable_all()
+    try:
+        yield
+    finally:
+        for plugin in before:
+            pipe.enable_plugin(plugin)
 
 
 @contextmanager

@@ -170,8 +170,8 @@ class Comparison:
             repeats,
             "blocks: share of the block computations executed. PSNR, SSIM (higher is closer) and "
             "LPe (a feature distance, lower is closer; not LPIPS) to the uncached picture of the "
-            "same seed; worst: mean of the worst tenth. Speed-up: median over rounds, of whole pipeline "
-            "calls.",
+            "same seed; worst: mean of the worst tenth. Speed-up: median over rounds, of whole "
+            "pipeline calls.",
         ]
         if len(self.prompts) < 10:
             found.append(

@@ -19,10 +19,12 @@ from PIL import Image
 from skipstep.pipelines.arms import equal_cost_steps
 from skipstep.pipelines.compare import compare
 from skipstep.pipelines.compare_page import page
-from skipstep.pipelines.comparison import ArmResult, Comparison, judge
+from skipstep.pipelines.comparison import ArmResult, Comparison, judge, strip
 from skipstep.pipelines.intervals import bootstrap_interval, estimate, worst_decile
 from skipstep.pipelines.pictures import read_pictures, to_bytes
 from skipstep.plugins.errors import PluginError
+from skipstep.testing.families import tiny_pipeline
+from skipstep.testing.tiny import Tiny
 
 SIZE = 32
 
@@ -38,7 +40,7 @@ class Call:
     choices: list[Choice]
 
 
-@dataclass
+@dataclass(eq=False)
 class FakePipeline:
     """Makes noise of the seed plus an error that grows with what is left out."""
 
@@ -51,14 +53,6 @@ class FakePipeline:
 
     def set_progress_bar_config(self, **config: Any) -> None:
         self._progress_bar_config = config
-
-    @contextmanager
-    def plugins_off(self) -> Iterator[None]:
-        before, self.active = self.active, ()
-        try:
-            yield
-        finally:
-            self.active = before
 
     @contextmanager
     def plugins(self, *plugins: Any) -> Iterator[None]:
@@ -380,12 +374,59 @@ def test_the_pipeline_is_left_as_it_was_also_after_an_exception() -> None:
                 raise RuntimeError("out of memory")
             return super().__call__(*given, **call)
 
-    pipe = Failing(active=("user's own",))
+    pipe = Failing()
     with pytest.raises(RuntimeError, match="out of memory"):
         run(pipe)
-    assert pipe.active == ("user's own",)
     assert not hasattr(pipe, "_progress_bar_config")
     assert pipe.events == ["attach", "detach"]
+
+
+@pytest.fixture(scope="module")
+def pixart() -> Tiny:
+    return tiny_pipeline("pixart")
+
+
+def compare_tiny(tiny: Tiny, arms: Any = None, **given: Any) -> Comparison:
+    call = {name: value for name, value in tiny.call.items() if name != "prompt"}
+    return compare(tiny.pipe, ["a cat", "a dog"], arms, steps=6, **given, **call)
+
+
+def test_a_real_pipeline_is_compared_with_what_its_plugins_report(pixart: Tiny) -> None:
+    outcome = compare_tiny(pixart, ["fora:interval=2,warmup_steps=1", "easycache:threshold=0"])
+    fora, never = outcome.arms[1:3]
+    # Steps 0, 2 and 4 by the interval, step 5 because the last step is computed.
+    assert strip(fora.timelines[0]) == "#.#.##"
+    assert 0.6 < fora.fraction < 0.75 and fora.equal_cost == "4 steps, uncached"
+    assert never.fraction == 1 and set(never.psnr) == {math.inf}
+    assert never.verdict.startswith("nothing was skipped: ")
+    assert pixart.pipe.plugin_report() is not None
+
+
+def test_the_plugins_that_are_on_are_compared_and_stay_on(pixart: Tiny) -> None:
+    pipe = pixart.pipe
+    with pytest.raises(PluginError, match="compare: no plugin is on and no arms were given"):
+        compare_tiny(pixart)
+    pipe.enable_plugin("fora", interval=3)
+    try:
+        assert [arm.name for arm in compare_tiny(pixart, fewer_steps=False).arms] == [
+            "uncached",
+            "fora",
+        ]
+        with pytest.raises(PluginError, match="unknown plugin 'forra': did you mean 'fora'"):
+            compare_tiny(pixart, "forra")
+        assert [row.name for row in pipe.list_plugins().rows if row.is_active] == ["fora"]
+    finally:
+        pipe.disable_plugins()
+
+
+@pytest.mark.parametrize("family", ["dit", "wan"])
+def test_class_labels_and_clips_are_compared_too(family: str) -> None:
+    tiny = tiny_pipeline(family)
+    call = {name: v for name, v in tiny.call.items() if name not in ("prompt", "class_labels")}
+    call.pop("output_type", None)
+    prompts = [1, 2] if family == "dit" else ["a cat", "a dog"]
+    outcome = compare(tiny.pipe, prompts, "fora:interval=2", steps=4, fewer_steps=False, **call)
+    assert all(math.isfinite(value) for value in outcome["fora:interval=2"].psnr)
 
 
 def test_clips_are_compared_over_all_frames_and_shown_by_the_middle_one() -> None:

@@ -20,6 +20,9 @@ from skipstep.caching.tree import map_tensors
 __all__ = ["Contract", "Memory", "NotLearned", "Pass", "Place", "Split", "StackContract", "Target"]
 
 
+Mode = Literal["probe", "compute", "skip"]
+
+
 class NotLearned(Exception):
     """Say that a module's inputs or outputs do not follow a pattern that could be replayed."""
 
@@ -179,7 +182,7 @@ class Memory:
             self.histories[key] = History(self.rows, self.forecaster.anchors, clone=self.clone)
             self.per_row[key] = per_row
         if per_row > 1:
-            value = value.unflatten(0, (len(rows), per_row))
+            value = value.reshape(len(rows), per_row, *value.shape[1:])
         self.histories[key].push(value, rows, time)
 
     def guess(self, key: Hashable, rows: list[int], at: float) -> Shaped[Tensor, "n ..."]:
@@ -198,7 +201,7 @@ class Pass:
     run, times rows.
     """
 
-    mode: Literal["probe", "compute", "skip"]
+    mode: Mode
     step: Step
     rows: list[int]
     memory: Memory
@@ -219,9 +222,9 @@ class Pass:
         self.work += len(self.rows)
         return call_next(*args, **kwargs)
 
-    def decide_on(self, signal: Tensor | None, lead: Any) -> None:
+    def decide_on(self, signal: Tensor | None, lead: Any) -> Mode:
         """Decide what follows the first block; without a signal yet (nothing learned) everything is
-        computed.
+        computed. Return the mode the pass is in now.
 
         Raises Split when the samples disagree; `lead`, the first block's output, is then not
         computed again.
@@ -231,6 +234,7 @@ class Pass:
             self.mode = "compute"
         else:
             self.decide(self, signal, lead)
+        return self.mode
 
     def give_up(self, reason: str) -> None:
         """Note that this denoiser cannot be cached with this span, in words; it is computed from

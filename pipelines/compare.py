@@ -202,9 +202,7 @@ def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
         cpu_started, started = time.process_time(), time.perf_counter()
-        result = pipe(
-            **call, num_inference_steps=arm.steps, generator=generators, output_type="np"
-        )
+        result = pipe(**call, num_inference_steps=arm.steps, generator=generators, output_type="np")
         if on_gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
@@ -310,7 +308,9 @@ def prompt_parameter(pipe: Any) -> str:
         parameters = inspect.signature(type(pipe).__call__).parameters
     except (TypeError, ValueError):
         return "prompt"
-    return "class_labels" if "class_labels" in parameters and "prompt" not in parameters else "prompt"
+    return (
+        "class_labels" if "class_labels" in parameters and "prompt" not in parameters else "prompt"
+    )
 
 
 def device_of(pipe: Any) -> torch.device:

@@ -9,15 +9,21 @@ import statistics
 from collections.abc import Sequence
 from html import escape
 
-from skipstep.pipelines.comparison import COLUMNS, FULL, ArmResult, Comparison, cells, in_pairs, number
+from skipstep.pipelines.comparison import (
+    COLUMNS,
+    FULL,
+    ArmResult,
+    Comparison,
+    cells,
+    in_pairs,
+    number,
+)
 from skipstep.pipelines.pictures import data_uri
 
 __all__ = ["fragment", "page"]
 
 LARGEST = 512
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-)
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 STYLE = """
 :root { color-scheme: light dark; --back: #f7f6f3; --card: #fff; --ink: #1d1f24; --soft: #63676f; --line: #e3e1db;
@@ -222,7 +228,10 @@ def chart(comparison: Comparison) -> str:
         return ""
     width, height, left, bottom, top, right = 1000.0, 330.0, 56.0, 46.0, 18.0, 24.0
     edges = [
-        value for _, psnr, _ in points for value in (psnr.low, psnr.high, psnr.mean) if value is not None
+        value
+        for _, psnr, _ in points
+        for value in (psnr.low, psnr.high, psnr.mean)
+        if value is not None
     ]
     low, high = math.floor(min(edges) / 5) * 5, math.ceil(max(edges) / 5) * 5
     high = max(high, low + 5)
@@ -241,7 +250,9 @@ def chart(comparison: Comparison) -> str:
     ]
     for decibels in range(low, high + 1, 5):
         y = up(decibels)
-        parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{decibels} dB</text>')
     for percent in range(0, 101, 20):
         x = across(percent / 100)
@@ -250,7 +261,9 @@ def chart(comparison: Comparison) -> str:
         f'<text x="{(left + width) / 2}" y="{height - 6}" text-anchor="middle">'
         "share of block computations executed (further left is cheaper)</text>"
     )
-    fewer = sorted((x, psnr.mean) for x, psnr, arm in points if arm.kind == "fewer steps" and psnr.mean)
+    fewer = sorted(
+        (x, psnr.mean) for x, psnr, arm in points if arm.kind == "fewer steps" and psnr.mean
+    )
     if len(fewer) > 1:
         path = " ".join(f"{across(x):.1f},{up(mean):.1f}" for x, mean in fewer)
         parts.append(
@@ -268,12 +281,16 @@ def chart(comparison: Comparison) -> str:
             )
         label = escape(f"{arm.name}: {arm.fraction:.0%} of the blocks, {psnr.mean:.1f} dB")
         if arm.kind == "plugins":
-            parts.append(f'<circle class="plugins" cx="{x:.1f}" cy="{y:.1f}" r="11"><title>{label}</title></circle>')
+            parts.append(
+                f'<circle class="plugins" cx="{x:.1f}" cy="{y:.1f}" r="11"><title>{label}</title></circle>'
+            )
             parts.append(
                 f'<text class="key-text" x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">{keys[arm.name]}</text>'
             )
         else:
-            parts.append(f'<circle class="fewer" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{label}</title></circle>')
+            parts.append(
+                f'<circle class="fewer" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{label}</title></circle>'
+            )
             parts.append(f'<text x="{x + 11:.1f}" y="{y + 18:.1f}">{arm.steps} steps</text>')
     parts += [
         "</svg>",

@@ -69,7 +69,10 @@ def summary(arm: ArmResult) -> str:
 
 
 def wrap(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    width: int,
 ) -> list[str]:
     """Break a text into lines of at most `width` pixels, at spaces, commas and colons where possible."""
     lines, line = [], ""

@@ -217,9 +217,7 @@ def judge(arm: ArmResult, beside: ArmResult | None) -> str:
     saved = f"halves the block computations ({arm.fraction:.0%})" if halves else share
     psnr = estimate(arm.psnr)
     if psnr.broken:
-        return (
-            f"{saved}, but {psnr.broken} of {psnr.count} pictures hold values that are not numbers: do not use this"
-        )
+        return f"{saved}, but {psnr.broken} of {psnr.count} pictures hold values that are not numbers: do not use this"
     if psnr.mean is None:
         return f"{saved} with identical pictures"
     parts = [f"{saved} at {psnr.mean:.1f} dB"]
@@ -308,7 +306,9 @@ def cells(arm: ArmResult) -> list[str]:
         with_interval(found.get("psnr"), ".1f"),
         "" if found.get("psnr") is None else number(found["psnr"].worst, ".1f"),
         "" if found.get("ssim") is None else number(found["ssim"].mean, ".3f"),
-        "" if found.get("feature_distance") is None else number(found["feature_distance"].mean, ".3f"),
+        ""
+        if found.get("feature_distance") is None
+        else number(found["feature_distance"].mean, ".3f"),
         "" if found.get("text_scores") is None else number(found["text_scores"].mean, ".3f"),
         "" if arm.cache_bytes == 0 else f"{arm.cache_bytes / 2**20:.1f} MiB",
     ]

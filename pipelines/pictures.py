@@ -37,7 +37,9 @@ def read_pictures(result: Any) -> Float[Tensor, "b f 3 height width"]:
             f"the pipeline returned a {type(result).__name__} without images or frames: only "
             "pipelines that make pictures or videos can be compared"
         )
-    pictures = torch.from_numpy(np.stack([np.asarray(sample, dtype=np.float32) for sample in found]))
+    pictures = torch.from_numpy(
+        np.stack([np.asarray(sample, dtype=np.float32) for sample in found])
+    )
     if pictures.ndim == 4:
         pictures = pictures[:, None]
     if pictures.ndim != 5 or pictures.shape[-1] != 3:

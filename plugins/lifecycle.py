@@ -338,4 +338,4 @@ def _wrap_call(cls: type) -> None:
         return original(self, *args, **kwargs)
 
     setattr(__call__, MARKER, True)
-    cls.__call__ = __call__
+    type.__setattr__(cls, "__call__", __call__)

@@ -100,7 +100,9 @@ class FakePipeline:
             flops_full=None,
             bytes_held=1024 * 1024,
             calls=[Call(i, [Choice(c)] * 2 * len(prompt)) for i, c in enumerate(computed)],
-            verdict="0 of 10 steps reused: every=1 leaves nothing to skip" if skips == 0 else "fine",
+            verdict="0 of 10 steps reused: every=1 leaves nothing to skip"
+            if skips == 0
+            else "fine",
             warnings=[],
         )
         return SimpleNamespace(images=pictures)

@@ -97,7 +97,9 @@ def test_feature_distance_equals_a_naive_loop_over_taps(network: EfficientNetLit
                     f, g = a[sample, :, row, column], b[sample, :, row, column]
                     error += float((f / f.norm() - g / g.norm()).square().sum())
             expected[sample] += error / (a.shape[2] * a.shape[3]) / len(DEFAULT_TAPS)
-    torch.testing.assert_close(feature_distance(x, y, model=network), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        feature_distance(x, y, model=network), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_sample_does_not_depend_on_its_batch_neighbours(network: EfficientNetLite0) -> None:
@@ -111,10 +113,14 @@ def test_a_sample_does_not_depend_on_its_batch_neighbours(network: EfficientNetL
 
 def test_pictures_of_different_shapes_are_refused_in_words() -> None:
     for measure in (psnr, ssim, feature_distance):
-        with pytest.raises(ValueError, match=r"pictures of shapes \(1, 3, 16, 16\) and \(1, 3, 16, 18\)"):
+        with pytest.raises(
+            ValueError, match=r"pictures of shapes \(1, 3, 16, 16\) and \(1, 3, 16, 18\)"
+        ):
             measure(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 18))
 
 
 def test_ssim_says_which_size_it_needs() -> None:
-    with pytest.raises(ValueError, match="SSIM of 10 x 40 pictures: its window needs at least 11 x 11"):
+    with pytest.raises(
+        ValueError, match="SSIM of 10 x 40 pictures: its window needs at least 11 x 11"
+    ):
         ssim(torch.zeros(1, 3, 10, 40), torch.zeros(1, 3, 10, 40))

@@ -206,7 +206,7 @@ class _DenoiserCall:
         self.work = 0.0
         self._is_stale: bool | None = None
         self.signal: Tensor | None = None
-        self.features: list[tuple[Tensor, list[int]]] = []
+        self.feature: Tensor | None = None
 
     def serve(self) -> Any:
         """Choose, run what has to run, forecast the rest."""
@@ -335,7 +335,7 @@ class _DenoiserCall:
             if self.signal is None:
                 self.signal = pass_.signal
             if pass_.feature is not None:
-                self.features.append((pass_.feature, rows))
+                self.feature = pass_.feature
         return output, pass_
 
     def _keep_output(self, pass_: Pass, output: Any) -> None:
@@ -406,11 +406,6 @@ class _DenoiserCall:
         def pick(value: Tensor) -> Tensor:
             return value if whole else value.index_select(0, index.to(value.device))
 
-        feature = (
-            join_rows(self.features, len(computed)) if len(self.features) == 1 and whole else None
-        )
-        if self.features and feature is None:
-            feature = self.features[0][0]
         if self.signal is not None or gate.looks_at == "step":
             gate.observe(
                 memory.gate_state,
@@ -419,7 +414,7 @@ class _DenoiserCall:
                     rows=computed,
                     signal=None if self.signal is None else pick(self.signal),
                     output=pick(stacked(_main_output(output))),
-                    feature=feature,
+                    feature=self.feature,
                 ),
             )
 

@@ -1,1 +1,56 @@
-"""Accelerate diffusers pipelines and prove what it cost."""
+"""skipstep: the same picture for less work, on any diffusers pipeline.
+
+import skipstep                                    # adds the verbs to every pipeline
+pipe = skipstep.load_reference()
+pipe.enable_plugin("easycache", threshold=0.08)
+image = pipe("a pizza, 3d style, on a blue background").images[0]
+print(pipe.plugin_report())
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from skipstep.plugins.verbs import install as _install
+
+if TYPE_CHECKING:
+    from skipstep.plugins.lifecycle import Handle
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "ABCache": "skipstep.caching.abcache",
+    "Cache": "skipstep.caching.product",
+    "DeepCache": "skipstep.caching.deepcache",
+    "EasyCache": "skipstep.caching.easycache",
+    "FBCache": "skipstep.caching.fbcache",
+    "FORA": "skipstep.caching.fora",
+    "MagCache": "skipstep.caching.magcache",
+    "TaylorSeer": "skipstep.caching.taylorseer",
+    "Scheduler": "skipstep.samplers.scheduler",
+    "PluginError": "skipstep.plugins.errors",
+    "Report": "skipstep.plugins.report",
+    "compare": "skipstep.pipelines.compare",
+    "load_reference": "skipstep.pipelines.reference",
+}
+
+__all__ = ["__version__", "enable", *_LAZY]
+
+
+def enable(pipe: Any, plugin: Any, *, replace: bool = False, **options: Any) -> "Handle":
+    """Switch a plugin on: the typed twin of `pipe.enable_plugin`, as a function."""
+    from skipstep.plugins.verbs import enable_plugin
+
+    return enable_plugin(pipe, plugin, replace=replace, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'skipstep' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+_install()

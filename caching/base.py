@@ -1,0 +1,209 @@
+"""A cache is a gate (when to skip) x a forecaster (what stands in) x a span (of what).
+
+The three abstract classes below and the plain records that pass between them and the engine.
+Everything is per sample: a gate answers one `Choice` per row of the batch, so a picture does not
+depend on its batch neighbours.
+
+One denoiser call, as the engine runs it:
+    choices = gate.decide(state, step, signal)      every step, also in warm-up, all rows
+    rows that compute run the model, the others get history.forecast(forecaster, rows, at)
+    gate.observe(state, Seen(step, rows, ...))      the rows that were computed, forced or not
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+import pydantic
+from jaxtyping import Shaped
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from skipstep.caching.passes import Pass, Target
+
+__all__ = [
+    "CachePlugin",
+    "Choice",
+    "FinalSteps",
+    "Forecaster",
+    "Gate",
+    "LooksAt",
+    "MaxSkips",
+    "Parts",
+    "Seen",
+    "Span",
+    "Step",
+    "WarmupSteps",
+]
+
+LooksAt = Literal["step", "input", "first_block"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Name a position in one run: step `index` (from 0, in execution order) of `count`."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Say what one row does at one step and why.
+
+    `why` is one short phrase ("first", "warm-up", "final", "limit", "interval", "schedule",
+    "changed", "small change", "no history", "not finite", "shape", "aliased"); `value` and
+    `threshold` are the two numbers that were compared.
+    """
+
+    compute: bool
+    why: str
+    value: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Carry what a gate may learn once some rows were computed.
+
+    Entry r of each tensor belongs to batch row `rows[r]`. `signal` is what the gate looked at,
+    `output` the denoiser's output, `feature` the span's cached tensor (main stream).
+    """
+
+    step: Step
+    rows: list[int]
+    signal: Shaped[Tensor, "r ..."] | None
+    output: Shaped[Tensor, "r ..."]
+    feature: Shaped[Tensor, "r ..."] | None = None
+
+
+State = TypeVar("State")
+
+
+class Gate(ABC, Generic[State]):
+    """Decide per row and step whether to compute.
+
+    Subclasses are frozen pydantic dataclasses with a `type` tag. The state is created once per
+    (run, module, guidance branch) and is the only thing that changes.
+    """
+
+    type: str
+    looks_at: ClassVar[LooksAt]
+
+    @abstractmethod
+    def init(self, rows: int) -> State:
+        """Return the empty state of a run with `rows` samples in the batch."""
+
+    @abstractmethod
+    def decide(
+        self, state: State, step: Step, signal: Shaped[Tensor, "b ..."] | None
+    ) -> list[Choice]:
+        """Return one choice per row.
+
+        Called at every step, also where the engine computes anyway, because accumulators must go
+        on. `signal` holds all rows: the denoiser's input (`looks_at` "input"), the first block's
+        residual, which is not changed afterwards ("first_block"), or None ("step").
+        """
+
+    @abstractmethod
+    def observe(self, state: State, seen: Seen) -> None:
+        """Take note of rows that were computed, also when the engine forced them."""
+
+
+class Forecaster(ABC):
+    """Predict a feature from its last computed values, linearly.
+
+    Subclasses are frozen pydantic dataclasses with a `type` tag.
+    """
+
+    type: str
+
+    @property
+    @abstractmethod
+    def anchors(self) -> int:
+        """Tell how many computed values the forecast wants."""
+
+    @abstractmethod
+    def weights(self, times: Sequence[float], at: float) -> list[float]:
+        """Return one weight per time so that sum_j w_j F(times[j]) forecasts F(at).
+
+        `times` are the true times of the anchors, newest first, distinct and unevenly spaced;
+        between one and `anchors` of them. Fewer anchors than wanted lower the order.
+        """
+
+
+class Span(ABC):
+    """Name what is skipped and replaced, and where in the model that is.
+
+    Subclasses are frozen pydantic dataclasses with a `type` tag; their state is in a `Pass`.
+    """
+
+    type: str
+
+    @abstractmethod
+    def why_not(self, target: "Target", gate: Gate[Any]) -> str | None:
+        """Return why this denoiser has no such span under this gate, in words, or None."""
+
+    @abstractmethod
+    def places(self, target: "Target", gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
+        """Return the modules to stand in for, each with its place; empty for the whole denoiser."""
+
+    @abstractmethod
+    def full_work(self, target: "Target") -> float:
+        """Count the units (blocks, modules) an uncached call runs per sample."""
+
+    @abstractmethod
+    def visit(
+        self,
+        place: Any,
+        pass_: "Pass",
+        call_next: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Return what the module at `place` returns in this pass: computed or forecast."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Hold the three choices a cache is the product of."""
+
+    gate: Gate[Any]
+    forecaster: Forecaster
+    span: Span
+
+
+WarmupSteps = Annotated[int, Field(ge=1, description="First steps that are always computed.")]
+FinalSteps = Annotated[int, Field(ge=0, description="Last steps that are always computed.")]
+MaxSkips = Annotated[
+    int | None,
+    Field(ge=1, description="Most skips in a row for one sample; None means no limit."),
+]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class CachePlugin(ABC):
+    """Hold the options every cache has; a subclass adds its own and says what parts they make.
+
+    The engine applies the common options above any gate: the first `warmup_steps` and the last
+    `final_steps` steps are computed, and no row skips more than `max_skips` times in a row.
+    """
+
+    kind: ClassVar[str] = "cache"
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str] = ""
+
+    warmup_steps: WarmupSteps = 3
+    final_steps: FinalSteps = 1
+    max_skips: MaxSkips = None
+
+    @abstractmethod
+    def parts(self) -> Parts:
+        """Return the gate, forecaster and span these options stand for."""
+
+    def why_not(self, profile: Any) -> str | None:
+        """Return why this cache cannot serve a pipeline of that profile, or None when it can."""
+        return None

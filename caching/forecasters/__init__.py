@@ -1,0 +1,1 @@
+"""Forecasters predict a skipped feature from its last computed values."""

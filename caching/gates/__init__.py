@@ -1,0 +1,1 @@
+"""Gates decide, per sample and step, whether to compute or to skip."""

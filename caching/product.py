@@ -1,0 +1,95 @@
+"""Any cache: a gate x a forecaster x a span, each given by name, by options or as an object.
+
+Cache(gate="first_block", forecaster={"type": "taylor", "order": 2}, span=Residual()) is First Block
+Cache with TaylorSeer's forecast. The papers' caches are the named rows of this table; the others
+are here to be tried. A gate, forecaster or span of your own may be given as an object.
+
+One pair has no meaning and is refused: a gate that looks at the first block needs a span that still
+runs the first block on a skip, which only `residual` does.
+"""
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+
+from skipstep.caching.base import (
+    CachePlugin,
+    FinalSteps,
+    Forecaster,
+    Gate,
+    MaxSkips,
+    Parts,
+    Span,
+    WarmupSteps,
+)
+from skipstep.caching.forecasters.lagrange import Lagrange
+from skipstep.caching.forecasters.reuse import Reuse
+from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.gates.easycache import EasyCacheGate
+from skipstep.caching.gates.first_block import FirstBlockGate
+from skipstep.caching.gates.interval import IntervalGate
+from skipstep.caching.spans.deep_features import DeepFeatures
+from skipstep.caching.spans.modules import Modules
+from skipstep.caching.spans.output import Output
+from skipstep.caching.spans.residual import Residual
+
+__all__ = ["Cache"]
+
+
+def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Take an object as it is, a string as the `type` of default options, the rest as options."""
+    if isinstance(value, Gate | Forecaster | Span):
+        return value
+    return handler({"type": value} if isinstance(value, str) else value)
+
+
+AnyGate = Annotated[
+    Annotated[IntervalGate | FirstBlockGate | EasyCacheGate, Field(discriminator="type")],
+    WrapValidator(_read),
+]
+AnyForecaster = Annotated[
+    Annotated[Reuse | Taylor | Lagrange, Field(discriminator="type")], WrapValidator(_read)
+]
+AnySpan = Annotated[
+    Annotated[Output | Residual | Modules | DeepFeatures, Field(discriminator="type")],
+    WrapValidator(_read),
+]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Cache(CachePlugin):
+    """Combine any gate, forecaster and span."""
+
+    name: ClassVar[str] = "cache"
+    summary: ClassVar[str] = "Combines any gate, forecaster and span."
+
+    warmup_steps: WarmupSteps = 3
+    final_steps: FinalSteps = 1
+    max_skips: MaxSkips = 4
+    gate: Annotated[AnyGate, Field(description="When to skip.")] = FirstBlockGate()
+    forecaster: Annotated[AnyForecaster, Field(description="What stands in.")] = Reuse()
+    span: Annotated[AnySpan, Field(description="What is skipped.")] = Residual()
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together, or that are in each other's place."""
+        for field, part, kind in (
+            ("gate", self.gate, Gate),
+            ("forecaster", self.forecaster, Forecaster),
+            ("span", self.span, Span),
+        ):
+            if not isinstance(part, kind):
+                raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
+        if self.gate.looks_at == "first_block" and not isinstance(self.span, Residual):
+            raise ValueError(
+                f"gate {self.gate.type!r} looks at the first block, which span {self.span.type!r} "
+                "does not run on a skip: use span 'residual', or a gate such as 'easycache'"
+            )
+
+    def parts(self) -> Parts:
+        """Return the three parts; an interval gate without a warm-up takes the plugin's."""
+        gate: Gate[Any] = self.gate
+        if isinstance(gate, IntervalGate) and gate.warmup_steps is None:
+            gate = replace(gate, warmup_steps=self.warmup_steps)
+        return Parts(gate=gate, forecaster=self.forecaster, span=self.span)

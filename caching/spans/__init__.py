@@ -1,0 +1,1 @@
+"""Spans name the part of a model that is skipped and replaced."""

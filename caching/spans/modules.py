@@ -1,0 +1,174 @@
+"""The outputs of attention and feed-forward modules, block by block, as the skipped part (FORA,
+TaylorSeer).
+
+On a skip each module's output is forecast before the block multiplies its gate and adds it to the
+stream, so the modulation by the current timestep stays exact. Single-stream blocks (FLUX) end in
+one projection of attention and MLP together: that projection is what is cached, and the two in
+front of it hand on zeros that nothing reads.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field
+from torch import nn
+
+from skipstep.caching.base import Gate, Span
+from skipstep.caching.passes import Pass, Place, Target
+from skipstep.caching.tree import map_tensors, tensors_in
+
+__all__ = ["ModuleKind", "Modules"]
+
+ModuleKind = Literal["attention", "cross_attention", "feed_forward"]
+
+
+@dataclass(frozen=True)
+class _Module:
+    """One module's place: its path, and whether its output is stored or only its shape."""
+
+    path: str
+    is_stored: bool
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Modules(Span):
+    """Cache what the modules of the chosen kinds return, in every block."""
+
+    type: Annotated[Literal["modules"], Field(description="Tag of this span.")] = "modules"
+    kinds: Annotated[
+        tuple[ModuleKind, ...],
+        Field(min_length=1, max_length=3, description="Which modules are cached."),
+    ] = ("attention", "cross_attention", "feed_forward")
+
+    def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
+        """Return why this denoiser has no such modules, or None."""
+        if gate.looks_at == "first_block" and target.kind != "dit":
+            return f"gate {gate.type!r} needs a chain of blocks; {target.class_name} has none"
+        if not any(True for _ in self._modules(target)):
+            return f"{target.class_name} has no {' or '.join(self.kinds)} modules in its blocks"
+        return None
+
+    def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
+        """Return the modules; with a gate on the first block that block is watched and none of its
+        modules cached.
+        """
+        found: list[tuple[nn.Module, Any]] = list(self._modules(target))
+        if gate.looks_at != "first_block":
+            return found
+        first, second = target.stacks[0][:2]
+        inside = {id(module) for module in first.modules()}
+        rest = [(module, role) for module, role in found if id(module) not in inside]
+        return [
+            (first, Place(0, 0, False, True, len(found) - len(rest))),
+            (second, Place(0, 1, False, True)),
+            *rest,
+        ]
+
+    def full_work(self, target: Target) -> float:
+        """Count the cached modules of an uncached call."""
+        return float(sum(1 for _ in self._modules(target)))
+
+    def visit(
+        self,
+        place: Any,
+        pass_: Pass,
+        call_next: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run or replay one module."""
+        if isinstance(place, Place):
+            return self._watch(place, pass_, call_next, args, kwargs)
+        nth = pass_.trace.get(place.path, 0)
+        pass_.trace[place.path] = nth + 1
+        key = (place.path, nth)
+        if pass_.mode == "skip" and pass_.knows_shape(key):
+            if not place.is_stored:
+                return pass_.placeholder(key)
+            position = iter(range(len(tensors_in(pass_.placeholder(key)))))
+            return map_tensors(
+                pass_.placeholder(key), lambda _: pass_.guess((*key, next(position)))
+            )
+        output = pass_.run(call_next, args, kwargs)
+        if pass_.mode == "compute":
+            pass_.remember_shape(key, output)
+            for i, value in enumerate(tensors_in(output) if place.is_stored else []):
+                pass_.keep((*key, i), value)
+                pass_.feature = value
+        return output
+
+    def _watch(
+        self,
+        place: Place,
+        pass_: Pass,
+        call_next: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Look at the first block's residual, and learn from the second block's inputs what that
+        is.
+        """
+        known = pass_.contract.stacks[0]
+        named = known.bind(args, kwargs)
+        if place.index == 1:
+            if "first" in pass_.trace:
+                first_inputs, first_outputs = pass_.trace.pop("first")
+                known.learn(first_outputs, named)
+                pass_.signal = known.main_change(first_inputs, first_outputs)
+                if not known.carry:
+                    pass_.give_up(
+                        f"the outputs of {known.block} are not the inputs of the next block"
+                    )
+            return call_next(*args, **kwargs)
+        if pass_.lead is not None:
+            return pass_.lead
+        output = call_next(*args, **kwargs)
+        pass_.work += place.units * len(pass_.rows)
+        if pass_.mode == "probe":
+            outputs = known.as_tuple(output)
+            if not known.carry:
+                pass_.trace["first"] = named, outputs
+            pass_.decide_on(known.main_change(named, outputs), output)
+        return output
+
+    def _modules(self, target: Target) -> Iterator[tuple[nn.Module, _Module]]:
+        names = {id(module): path for path, module in target.inner.named_modules()}
+        for block in _blocks(target):
+            children = dict(block.named_children())
+            joins = isinstance(children.get("proj_out"), nn.Linear) and isinstance(
+                children.get("proj_mlp"), nn.Linear
+            )
+            for name, child in children.items():
+                kind = _kind_of(name, child)
+                if joins and (name in ("proj_out", "proj_mlp") or kind):
+                    if set(self.kinds) >= {"attention", "feed_forward"}:
+                        yield child, _Module(names[id(child)], name == "proj_out")
+                elif kind in self.kinds:
+                    yield child, _Module(names[id(child)], True)
+
+
+def _blocks(target: Target) -> list[nn.Module]:
+    """Return the transformer blocks: the stacks of a DiT, or every module with attention and feed-
+    forward children.
+    """
+    if target.stacks:
+        return [block for stack in target.stacks for block in stack]
+    return [
+        module
+        for module in target.inner.modules()
+        if {"attention", "feed_forward"}
+        <= {_kind_of(name, child) for name, child in module.named_children()}
+    ]
+
+
+def _kind_of(name: str, module: nn.Module) -> str | None:
+    class_name = type(module).__name__.lower()
+    if "norm" in class_name or not any(isinstance(m, nn.Linear) for m in module.modules()):
+        return None
+    if "attention" in class_name or "attn" in class_name:
+        return "cross_attention" if name == "attn2" or "cross" in name else "attention"
+    if any(word in class_name for word in ("feedforward", "mlp", "ffn", "swiglu")):
+        return "feed_forward"
+    return None

@@ -1,0 +1,1 @@
+"""Flows built on diffusers pipelines: the reference model, metrics, generation."""

@@ -1,0 +1,350 @@
+"""Compare plugins with the uncached pipeline on the same prompts and seeds: what they save and what they cost.
+
+How it is measured:
+- Every arm makes the same pictures (prompt, seed) as the uncached arm, which is always there.
+- Timings are interleaved: each batch of prompts runs through all arms in an order rotated by one from round to round,
+  so that a machine that slows down slows all of them; ratios are taken within a round, then their median.
+- A first round is not timed (allocations, lazy imports). Its uncached pictures are compared with those of the next
+  round, which tells whether the pipeline repeats itself at all.
+- In a second pass the "fewer steps at equal cost" arms (see arms.py) run beside the uncached arm again.
+- Fidelity is measured to the uncached picture, on floats before they are rounded to 8 bits (metrics/fidelity.py).
+"""
+
+import inspect
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from skipstep.pipelines.arms import BASELINE, Arm, equal_cost_steps, fewer_steps_arm, read_arms
+from skipstep.pipelines.comparison import ArmResult, Comparison, judge
+from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, ssim
+from skipstep.pipelines.pictures import read_pictures, to_bytes, to_image
+from skipstep.plugins import options
+from skipstep.plugins.errors import PluginError
+
+__all__ = ["Progress", "TextScore", "compare"]
+
+TextScore = Callable[[list[Image.Image], list[str]], Sequence[float]]
+Progress = Callable[[int, int, str], None]
+Pictures = Float[Tensor, "b f 3 height width"]
+
+# What compare sets itself in the pipeline's call.
+OURS = ("class_labels", "generator", "num_inference_steps", "output_type", "prompt", "return_dict")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that run through the pipeline together, and the seed of each."""
+
+    prompts: list[Any]
+    seeds: list[int]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One pipeline call: its pictures, what it cost per picture, and what the plugins reported."""
+
+    pictures: Pictures
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int | None
+    report: Any
+
+
+def compare(
+    pipe: Any,
+    prompts: Sequence[Any],
+    arms: Any,
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    fewer_steps: bool = True,
+    repeats: int = 1,
+    batch_size: int = 1,
+    keep_pictures: int = 32,
+    text_score: TextScore | None = None,
+    progress: Progress | None = None,
+    **call: Any,
+) -> Comparison:
+    """Run every arm on every prompt and return what each saved and cost.
+
+    Args:
+        pipe: a diffusers pipeline that makes pictures or videos; plugins that are on stay out of it meanwhile.
+        prompts: one text a picture (one class label for class-conditional pipelines).
+        arms: recipes such as "easycache:threshold=0.08", options objects, lists of them switched on together, or a
+            mapping from a name to one of these (read_arms in arms.py). The uncached arm comes on its own.
+        steps: denoising steps of the uncached arm and of the plugins.
+        seed: prompt i is made from seed + i, unless `seeds` gives one seed a prompt.
+        fewer_steps: also run, for every arm, the uncached pipeline with as many steps as cost the same.
+        repeats: how often each round is timed.
+        batch_size: prompts in one pipeline call.
+        keep_pictures: of how many prompts the pictures are kept for the page and the sheet.
+        text_score: pictures and prompts -> one number each, higher is better.
+        progress: called with the calls done, the calls of this pass and the name of the arm.
+        call: passed on to the pipeline, for example guidance_scale=3.0.
+
+    Raises PluginError for unusable arguments and arms.
+    """
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    seeds = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
+    check_arguments(prompts, seeds, call, steps=steps, repeats=repeats, batch_size=batch_size)
+    chosen = read_arms(arms, steps)
+    baseline = Arm(BASELINE, "baseline", steps)
+    batches = [
+        Batch(list(prompts[i : i + batch_size]), seeds[i : i + batch_size])
+        for i in range(0, len(prompts), batch_size)
+    ]
+    outcome = Comparison(
+        pipeline=type(pipe).__name__,
+        prompts=[str(prompt) for prompt in prompts],
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch_size,
+        machine=describe_machine(pipe),
+    )
+    results = {arm.name: start_result(arm) for arm in (baseline, *chosen)}
+    parameter = prompt_parameter(pipe)
+    started = time.perf_counter()
+
+    def take(arm: Arm, batch: Batch) -> Taken:
+        return run_arm(pipe, arm, batch, {parameter: batch.prompts, **call})
+
+    def run_pass(running: list[Arm], *, is_first: bool) -> None:
+        for number, taken in enumerate(rounds(take, running, batches * repeats, progress)):
+            truth = taken[BASELINE]
+            if is_first and number == 0:
+                again = psnr(warm_up[BASELINE].pictures, truth.pictures)
+                outcome.repeat_psnr = float(again.min())
+            for name, run in taken.items():
+                add_timing(results[name], run, truth)
+                if number < len(batches) and (is_first or name != BASELINE):
+                    add_quality(results[name], run, truth, batches[number], text_score)
+                    kept = outcome.pictures.setdefault(name, [])
+                    kept += to_bytes(run.pictures)[: keep_pictures - len(kept)]
+
+    with silent(pipe), pipe.plugins_off():
+        warm_up = {arm.name: take(arm, batches[0]) for arm in (baseline, *chosen)}
+        run_pass([baseline, *chosen], is_first=True)
+        if fewer_steps and (beside := match_costs(results, chosen)):
+            run_pass([baseline, *beside], is_first=False)
+
+    outcome.arms = list(results.values())
+    for result in outcome.arms:
+        if result.kind == "plugins":
+            result.verdict = judge(result, results.get(result.equal_cost or ""))
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def check_arguments(
+    prompts: Sequence[Any],
+    seeds: Sequence[int],
+    call: Mapping[str, Any],
+    *,
+    steps: int,
+    repeats: int,
+    batch_size: int,
+) -> None:
+    """Raise PluginError for what cannot be compared."""
+    if len(prompts) == 0:
+        raise PluginError("compare: no prompts given: give at least one, better a dozen or more")
+    if len(seeds) != len(prompts):
+        raise PluginError(
+            f"compare: {len(seeds)} seeds for {len(prompts)} prompts: give one seed a prompt, or seed=0 alone"
+        )
+    for name, value in (("steps", steps), ("repeats", repeats), ("batch_size", batch_size)):
+        if value < 1:
+            raise PluginError(f"compare: {name}={value} is not allowed: must be 1 or more")
+    for name in OURS:
+        if name in call:
+            raise PluginError(
+                f"compare: {name} cannot be passed on, compare sets it itself "
+                "(use prompts, steps, seed or seeds)"
+            )
+
+
+def rounds(
+    take: Callable[[Arm, Batch], Taken],
+    running: list[Arm],
+    batches: list[Batch],
+    progress: Progress | None,
+) -> Iterator[dict[str, Taken]]:
+    """Run all arms on each batch, in an order rotated by one from batch to batch."""
+    for number, batch in enumerate(batches):
+        turn = number % len(running)
+        taken = {}
+        for place, arm in enumerate(running[turn:] + running[:turn]):
+            if progress is not None:
+                progress(number * len(running) + place, len(batches) * len(running), arm.name)
+            taken[arm.name] = take(arm, batch)
+        yield taken
+
+
+def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken:
+    """Make one batch of pictures with the arm's plugins on; attaching and detaching are not timed."""
+    # Generators of the CPU give every device the same noise.
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
+    on_gpu = device_of(pipe).type == "cuda"
+    with pipe.plugins(*arm.plugins) if arm.plugins else nullcontext():
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.synchronize()
+        cpu_started, started = time.process_time(), time.perf_counter()
+        result = pipe(**call, num_inference_steps=arm.steps, generator=generators, output_type="np")
+        if on_gpu:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        cpu_seconds = time.process_time() - cpu_started
+        report = pipe.plugin_report() if arm.plugins else None
+    return Taken(
+        pictures=read_pictures(result),
+        seconds=seconds / len(batch.seeds),
+        cpu_seconds=cpu_seconds / len(batch.seeds),
+        peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        report=report,
+    )
+
+
+def start_result(arm: Arm) -> ArmResult:
+    """Return the empty result of an arm."""
+    plugins = [options.to_dict(plugin) for plugin in arm.plugins]
+    return ArmResult(arm.name, arm.kind, arm.steps, plugins)
+
+
+def add_timing(result: ArmResult, run: Taken, truth: Taken) -> None:
+    """Add the cost of one call to an arm's result."""
+    result.seconds.append(run.seconds)
+    result.cpu_seconds.append(run.cpu_seconds)
+    result.baseline_seconds.append(truth.seconds)
+    if run.peak_bytes is not None:
+        result.peak_bytes = max(result.peak_bytes or 0, run.peak_bytes)
+
+
+def add_quality(
+    result: ArmResult, run: Taken, truth: Taken, batch: Batch, text_score: TextScore | None
+) -> None:
+    """Add the fidelity, the text scores and the report of one batch to an arm's result."""
+    if result.kind != "baseline":
+        result.psnr += psnr(run.pictures, truth.pictures).tolist()
+        frames = run.pictures.shape[1]
+        own, other = run.pictures.flatten(0, 1), truth.pictures.flatten(0, 1)
+        if min(own.shape[-2:]) >= WINDOW:
+            result.ssim += ssim(own, other).view(-1, frames).mean(1).tolist()
+        result.feature_distance += feature_distance(own, other).view(-1, frames).mean(1).tolist()
+    if text_score is not None:
+        images = [to_image(picture) for picture in to_bytes(run.pictures)]
+        scores = text_score(images, [str(prompt) for prompt in batch.prompts])
+        result.text_scores += [float(score) for score in scores]
+    if run.report is not None:
+        add_report(result, run.report, len(batch.seeds))
+
+
+def add_report(result: ArmResult, report: Any, pictures: int) -> None:
+    """Add what the plugins say they did; shares are means over pictures."""
+    before = len(result.psnr) - pictures
+    total = before + pictures
+    flops = None
+    if report.flops_done is not None and report.flops_full:
+        flops = report.flops_done / report.flops_full
+    if before == 0:
+        result.fraction, result.flops_fraction = report.fraction, flops
+    else:
+        result.fraction = (result.fraction * before + report.fraction * pictures) / total
+        if flops is not None and result.flops_fraction is not None:
+            result.flops_fraction = (result.flops_fraction * before + flops * pictures) / total
+    result.cache_bytes = max(result.cache_bytes, report.bytes_held)
+    result.timelines.append(timeline(report))
+    result.report_verdict = report.verdict
+    for warning in report.warnings:
+        if warning not in result.warnings:
+            result.warnings.append(warning)
+
+
+def timeline(report: Any) -> list[float]:
+    """Return for each step the share of the denoiser's rows, over branches and samples, that was computed."""
+    computed: dict[int, list[bool]] = {}
+    for call in report.calls:
+        computed.setdefault(call.step, []).extend(choice.compute for choice in call.choices)
+    return [
+        sum(choices) / len(choices) for _, choices in sorted(computed.items()) if len(choices) > 0
+    ]
+
+
+def match_costs(results: dict[str, ArmResult], chosen: Sequence[Arm]) -> list[Arm]:
+    """Return the fewer-steps arms, one a number of steps, and enter them beside the arms they match."""
+    beside: dict[str, Arm] = {}
+    for arm in chosen:
+        result = results[arm.name]
+        cost = result.fraction if result.flops_fraction is None else result.flops_fraction
+        fewer = equal_cost_steps(arm.steps, cost)
+        if fewer is None:
+            continue
+        match = fewer_steps_arm(fewer)
+        result.equal_cost = match.name
+        beside[match.name] = match
+    for match in sorted(beside.values(), key=lambda arm: -arm.steps):
+        results[match.name] = start_result(match)
+        results[match.name].fraction = match.steps / chosen[0].steps
+        if any(result.flops_fraction is not None for result in results.values()):
+            results[match.name].flops_fraction = match.steps / chosen[0].steps
+    return sorted(beside.values(), key=lambda arm: -arm.steps)
+
+
+def prompt_parameter(pipe: Any) -> str:
+    """Return the name of the argument that takes the prompts."""
+    try:
+        parameters = inspect.signature(type(pipe).__call__).parameters
+    except (TypeError, ValueError):
+        return "prompt"
+    return (
+        "class_labels" if "class_labels" in parameters and "prompt" not in parameters else "prompt"
+    )
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Return the device the pipeline runs on."""
+    device = getattr(pipe, "_execution_device", None) or getattr(pipe, "device", None)
+    return torch.device(device if device is not None else "cpu")
+
+
+def describe_machine(pipe: Any) -> dict[str, str]:
+    """Return what a reader must know to repeat the timings."""
+    device = device_of(pipe)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{device.type} ({torch.get_num_threads()} of {os.cpu_count()} threads)"
+    return {
+        "device": name,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": metadata.version("diffusers"),
+        "dtype": str(getattr(pipe, "dtype", "")).removeprefix("torch."),
+    }
+
+
+@contextmanager
+def silent(pipe: Any) -> Iterator[None]:
+    """Hide the pipeline's progress bar for a while."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before

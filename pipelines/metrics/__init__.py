@@ -1,0 +1,1 @@
+"""Measures of pictures: fidelity to the uncached run, distribution, agreement with the text."""

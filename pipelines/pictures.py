@@ -1,0 +1,105 @@
+"""Pictures on their way from a pipeline to a page: floats in [-1, 1], 8-bit arrays, data URIs, PNG files.
+
+Pictures are [b, f, 3, height, width] floats; f is 1 for still pictures. Fidelity is measured on them, before they are
+rounded to 8 bits.
+"""
+
+import base64
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin, features
+from torch import Tensor
+
+__all__ = ["data_uri", "read_pictures", "save_png", "to_bytes", "to_image", "write_whole"]
+
+
+def read_pictures(result: Any) -> Float[Tensor, "b f 3 height width"]:
+    """Return the pictures of a pipeline's result, made with output_type="np", as floats in [-1, 1].
+
+    Raises TypeError for pipelines that return something else than pictures or video frames.
+    """
+    for name in ("images", "frames", "videos"):
+        found = result.get(name) if hasattr(result, "get") else getattr(result, name, None)
+        if found is not None:
+            break
+    else:
+        raise TypeError(
+            f"the pipeline returned a {type(result).__name__} without images or frames: only "
+            "pipelines that make pictures or videos can be compared"
+        )
+    pictures = torch.from_numpy(
+        np.stack([np.asarray(sample, dtype=np.float32) for sample in found])
+    )
+    if pictures.ndim == 4:
+        pictures = pictures[:, None]
+    if pictures.ndim != 5 or pictures.shape[-1] != 3:
+        raise TypeError(
+            f"the pipeline returned pictures of shape {tuple(pictures.shape)}: RGB pictures "
+            "[b, height, width, 3] or videos [b, f, height, width, 3] can be compared"
+        )
+    return pictures.movedim(-1, 2) * 2 - 1
+
+
+def to_bytes(pictures: Float[Tensor, "b f 3 height width"]) -> list[NDArray[np.uint8]]:
+    """Return the middle frame of each sample as an 8-bit array [height, width, 3]."""
+    middle = pictures[:, pictures.shape[1] // 2].nan_to_num(0.0)
+    scaled = ((middle + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1)
+    return [np.ascontiguousarray(picture) for picture in scaled.cpu().numpy()]
+
+
+def to_image(picture: NDArray[np.uint8], *, largest: int | None = None) -> Image.Image:
+    """Return a PIL image, shrunk so that no side is longer than `largest` pixels."""
+    image = Image.fromarray(picture)
+    if largest is not None and max(image.size) > largest:
+        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
+    return image
+
+
+def data_uri(picture: NDArray[np.uint8], *, largest: int) -> str:
+    """Return a picture as a data URI: lossless as it is, or as JPEG-like WebP if it had to be shrunk."""
+    image = to_image(picture, largest=largest)
+    buffer = io.BytesIO()
+    if features.check("webp"):
+        is_whole = image.size == (picture.shape[1], picture.shape[0])
+        image.save(buffer, "WEBP", lossless=is_whole, quality=80 if is_whole else 90)
+        kind = "webp"
+    else:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def save_png(image: Image.Image, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Save a PNG under a temporary name and rename it, `metadata` as JSON in the text chunk `skipstep`."""
+    chunks = PngImagePlugin.PngInfo()
+    if metadata is not None:
+        chunks.add_itxt("skipstep", json.dumps(metadata, ensure_ascii=False, allow_nan=False))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=chunks)
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it: under a temporary name, then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        # mkstemp makes files private; the umask decides for everybody else's files.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,457 @@
+"""Kind "cache": how a gate, a forecaster and a span meet a pipeline's denoisers.
+
+One denoiser call, from the outside in:
+1. the Run names the step and the guidance branch; that branch's memory is found, or made when
+shapes changed;
+2. the gate chooses per sample, on the input or, inside, on the first block's residual;
+3. samples that agree share one pass; samples that disagree are gathered, computed or skipped in a
+pass of their own,
+   and scattered back, so that a picture does not depend on its batch neighbours;
+4. what was computed is kept, the gate is told, and the report gets one line per call.
+"""
+
+import dataclasses
+import functools
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipstep.caching.base import CachePlugin, Choice, Seen, Step
+from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
+from skipstep.caching.spans.output import Output
+from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
+from skipstep.plugins.flops import Meter
+from skipstep.plugins.profile import Denoiser, Profile
+from skipstep.plugins.report import Call, Report
+from skipstep.plugins.run import Run
+
+__all__ = ["EXCLUSIVE", "ORDER", "attach", "why_not"]
+
+ORDER = 20
+EXCLUSIVE = True
+INSIDE = 30
+
+
+def why_not(plugin: CachePlugin, found: Profile) -> str | None:
+    """Return why no denoiser of this pipeline can be cached with these options, or None."""
+    reasons = {denoiser.name: _why_not_one(plugin, denoiser) for denoiser in found.denoisers}
+    if all(reasons.values()):
+        return next(iter(reasons.values()), None)
+    return plugin.why_not(found)
+
+
+def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
+    parts = plugin.parts()
+    name = f"{denoiser.name} ({denoiser.class_name})"
+    if denoiser.native_cache:
+        return (
+            f"diffusers' own cache is enabled on {name}: "
+            f"call pipe.{denoiser.name}.disable_cache() first"
+        )
+    if denoiser.is_parallel and parts.gate.looks_at != "step":
+        return (
+            f"{name} runs in context parallel and gate {parts.gate.type!r} would decide on each "
+            "rank alone, "
+            "which deadlocks when ranks disagree: use a gate that looks at the step ('interval', "
+            "'schedule')"
+        )
+    if denoiser.is_compiled and not isinstance(parts.span, Output):
+        return (
+            f"{name} is compiled as a whole, which inlines the blocks this cache would skip: "
+            "compile with "
+            f"pipe.{denoiser.name}.compile_repeated_blocks(fullgraph=True) instead, or cache the "
+            "output "
+            "(enable_plugin('cache', span='output'))"
+        )
+    return parts.span.why_not(denoiser, parts.gate)
+
+
+def attach(plugin: CachePlugin, site: Any) -> None:
+    """Put the cache around every denoiser it can serve."""
+    for denoiser in site.profile.denoisers:
+        if _why_not_one(plugin, denoiser) is None:
+            DenoiserCache(plugin, denoiser, site)
+
+
+class DenoiserCache:
+    """The cache on one denoiser: what was learned about it stays here, what a run remembers stays
+    on the Run.
+    """
+
+    def __init__(self, plugin: CachePlugin, denoiser: Denoiser, site: Any) -> None:
+        self.plugin = plugin
+        self.parts = plugin.parts()
+        self.denoiser = denoiser
+        self.site = site
+        self.parameters = _parameters(denoiser.inner)
+        stacks = [StackContract(type(s[0]).__name__, _parameters(s[0])) for s in denoiser.stacks]
+        self.contract = Contract(stacks=stacks)
+        self.full_work = self.parts.span.full_work(denoiser)
+        places = self.parts.span.places(denoiser, self.parts.gate)
+        skipped = [module for module, place in places if not getattr(place, "is_watched", False)]
+        self.meter = Meter(
+            denoiser.inner,
+            skipped or [denoiser.inner],
+            is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks),
+        )
+        site.wrap(denoiser.module, self.root, ORDER)
+        for module, place in places:
+            site.wrap(module, functools.partial(self.inside, place), INSIDE)
+        site.on_report(self.report)
+
+    def inside(self, place: Any, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Serve the call of a wrapped module inside the denoiser."""
+        run = self.site.run()
+        pass_ = run.state.get((self, "pass")) if run is not None else None
+        if pass_ is None or (self.contract.broken and pass_.mode != "skip"):
+            return call_next(*args, **kwargs)
+        return self.parts.span.visit(place, pass_, call_next, args, kwargs)
+
+    def root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Serve a call of the denoiser."""
+        run = self.site.run()
+        if run is None:
+            return call_next(*args, **kwargs)
+        started = time.perf_counter()
+        call = _DenoiserCall(self, run, call_next, args, kwargs)
+        output = call.serve()
+        run.state.setdefault((self, "calls"), []).append(call.record(time.perf_counter() - started))
+        return output
+
+    def memory(self, run: Run, branch: int, main: Any) -> tuple[Memory, bool]:
+        """Return this branch's memory and whether it had to be made anew."""
+        signature = (rows_of(main), [(t.shape[1:], t.dtype) for t in tensors_in(main)[:1]])
+        key = (self, "memory", branch)
+        found = run.state.get(key)
+        if found is not None and found[0] == signature:
+            return found[1], False
+        rows = rows_of(main)
+        memory = Memory(
+            rows, self.parts.forecaster, self.parts.gate.init(rows), self.contract.clone
+        )
+        run.state[key] = (signature, memory)
+        return memory, True
+
+    def report(self, run: Run, report: Report) -> None:
+        """Add this denoiser's calls to the run's report."""
+        calls: list[Call] = run.state.get((self, "calls"), [])
+        report.calls += calls
+        report.bytes_held += run.state.get((self, "bytes"), 0)
+        report.notes += [note for note in self.contract.notes if note not in report.notes]
+        if any(field.name == "threshold" for field in dataclasses.fields(self.plugin)):
+            report.threshold_option = "threshold"
+        flops = self.meter.totals(calls)
+        if flops is not None:
+            report.flops_done = (report.flops_done or 0.0) + flops[0]
+            report.flops_full = (report.flops_full or 0.0) + flops[1]
+        self._warn(calls, report)
+
+    def _warn(self, calls: Sequence[Call], report: Report) -> None:
+        reasons = {choice.why for call in calls for choice in call.choices}
+        if "not finite" in reasons:
+            report.warnings.append(
+                f"{self.denoiser.name} produced values that are not finite; those steps were "
+                "computed, not skipped."
+            )
+        if "aliased" in reasons:
+            report.warnings.append(
+                f"{self.denoiser.name} changes tensors in place that the cache held; it now keeps "
+                "copies."
+            )
+        full = [call.seconds for call in calls[1:] if call.computed == len(call.choices)]
+        if len(full) >= 2 and any(call.computed == 0 for call in calls):
+            typical = sorted(full)[len(full) // 2]
+            if sum(call.seconds for call in calls[1:]) > typical * len(calls[1:]) * 1.02:
+                report.warnings.append(
+                    f"Slower than uncached on {self.denoiser.name}: its calls took "
+                    f"{sum(call.seconds for call in calls[1:]):.3g} s, {len(calls[1:])} full ones "
+                    "would take about "
+                    f"{typical * len(calls[1:]):.3g} s. On a model this small switch the cache off."
+                )
+
+
+class _DenoiserCall:
+    """One call of one denoiser, from its arguments to its output and its line in the report."""
+
+    def __init__(
+        self,
+        cache: DenoiserCache,
+        run: Run,
+        call_next: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.cache, self.run, self.call_next, self.args, self.kwargs = (
+            cache,
+            run,
+            call_next,
+            args,
+            kwargs,
+        )
+        named = dict(zip(cache.parameters, args, strict=False)) | kwargs
+        self.main = next(
+            v
+            for v in named.values()
+            if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)
+        )
+        index, self.branch = run.enter(cache.denoiser.module, named)
+        self.step = Step(index, run.count)
+        self.memory, self.is_new = cache.memory(run, self.branch, self.main)
+        self.everyone = list(range(self.memory.rows))
+        self.is_stale = self.memory.is_stale()
+        self.choices: list[Choice] = []
+        self.work = 0.0
+        self.signal: Tensor | None = None
+        self.features: list[tuple[Tensor, list[int]]] = []
+
+    def serve(self) -> Any:
+        """Choose, run what has to run, forecast the rest."""
+        gate = self.cache.parts.gate
+        output: Any = None
+        lead: Any = None
+        if gate.looks_at == "first_block":
+            try:
+                output, pass_ = self._pass("probe", self.everyone)
+                self.choices = pass_.choices or self._settle(
+                    gate.decide(self.memory.gate_state, self.step, pass_.signal)
+                    if pass_.signal is not None
+                    else [Choice(True, "first")] * len(self.everyone)
+                )
+            except Split as split:
+                lead = split.lead
+        else:
+            self.signal = stacked(self.main) if gate.looks_at == "input" else None
+            self.choices = self._settle(gate.decide(self.memory.gate_state, self.step, self.signal))
+        computed = [row for row in self.everyone if self.choices[row].compute]
+        skipped = [row for row in self.everyone if not self.choices[row].compute]
+        if output is None:
+            groups = [("compute", computed), ("skip", skipped)]
+            parts = [(self._group(mode, rows, lead), rows) for mode, rows in groups if rows]
+            output = parts[0][0] if len(parts) == 1 else join_rows(parts, len(self.everyone))
+        self._remember(computed, output)
+        return output
+
+    def record(self, seconds: float) -> Call:
+        """Return this call's line of the report."""
+        return Call(
+            step=self.step.index,
+            denoiser=self.cache.denoiser.name,
+            branch=self.branch,
+            choices=self.choices,
+            work_done=self.work,
+            work_full=self.cache.full_work * len(self.everyone),
+            seconds=seconds,
+        )
+
+    def _settle(self, choices: list[Choice]) -> list[Choice]:
+        """Put what every cache obeys above what the gate wants."""
+        return [self._settle_row(row, choice) for row, choice in enumerate(choices)]
+
+    def _settle_row(self, row: int, choice: Choice) -> Choice:
+        plugin, contract = self.cache.plugin, self.cache.contract
+        index, count = self.step.index, self.step.count
+        forced = None
+        if contract.broken:
+            forced = contract.broken
+        elif not self.memory.is_filled[row]:
+            forced = "first" if index == 0 or not self.is_new else "shape"
+        elif index < plugin.warmup_steps:
+            forced = "warm-up"
+        elif count and index >= count - plugin.final_steps:
+            forced = "final"
+        elif not choice.compute and self.is_stale:
+            forced = "aliased"
+        elif (
+            not choice.compute
+            and plugin.max_skips is not None
+            and self.memory.skips[row] >= plugin.max_skips
+        ):
+            forced = "limit"
+        return choice if forced is None else dataclasses.replace(choice, compute=True, why=forced)
+
+    def _decide_inside(self, pass_: Pass, signal: Tensor, lead: Any) -> None:
+        """Choose behind the first block: set the pass's mode, or leave it when the samples
+        disagree.
+        """
+        self.signal = signal
+        gate = self.cache.parts.gate
+        self.choices = pass_.choices = self._settle(
+            gate.decide(self.memory.gate_state, self.step, signal)
+        )
+        votes = {choice.compute for choice in self.choices}
+        if len(votes) > 1:
+            self.work += pass_.work
+            raise Split(lead)
+        pass_.mode = "compute" if votes.pop() else "skip"
+
+    def _group(self, mode: Any, rows: list[int], lead: Any) -> Any:
+        """Run one pass for some rows of the batch; the output span needs no pass to skip."""
+        if mode == "skip" and isinstance(self.cache.parts.span, Output):
+            return self._forecast_output(rows)
+        if lead is not None:
+            lead = select_rows(lead, rows, len(self.everyone), lists_are_rows=False)
+        return self._pass(mode, rows, lead)[0]
+
+    def _pass(self, mode: Any, rows: list[int], lead: Any = None) -> tuple[Any, Pass]:
+        cache = self.cache
+        pass_ = Pass(
+            mode=mode,
+            step=self.step,
+            rows=rows,
+            memory=self.memory,
+            contract=cache.contract,
+            decide=self._decide_inside,
+            lead=lead,
+            watches_first_block=cache.parts.gate.looks_at == "first_block",
+        )
+        args, kwargs = self.args, self.kwargs
+        if rows != self.everyone:
+            by_list = isinstance(self.main, list)
+            args, kwargs = (
+                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list)
+                for part in (args, kwargs)
+            )
+        state = self.run.state
+        state[(cache, "pass")] = pass_
+        try:
+            with cache.meter.watch(tuple(tensors_in(self.main)[0].shape[1:]), len(rows)):
+                output = self.call_next(*args, **kwargs)
+        finally:
+            state.pop((cache, "pass"), None)
+        if isinstance(cache.parts.span, Output):
+            self._keep_output(pass_, output)
+        self.work += pass_.work
+        if pass_.mode != "skip":
+            if self.signal is None:
+                self.signal = pass_.signal
+            if pass_.feature is not None:
+                self.features.append((pass_.feature, rows))
+        return output, pass_
+
+    def _keep_output(self, pass_: Pass, output: Any) -> None:
+        """Store the tensors a denoiser returned; the first one is what becomes the picture."""
+        pass_.work += self.cache.full_work * len(pass_.rows)
+        by_list = isinstance(self.main, list)
+        base = self._delta_base(output, pass_.rows)
+        pass_.remember_shape("output", [] if by_list else output)
+        values = [stacked(_main_output(output))] if by_list else tensors_in(output)
+        for i, value in enumerate(values):
+            value = value - base if i == 0 and base is not None else value
+            pass_.keep(("output", i), value)
+            pass_.feature = value if i == 0 else pass_.feature
+        if by_list:
+            self.cache.contract.shapes["nesting"] = type(output)
+
+    def _delta_base(self, output: Any, rows: list[int]) -> Tensor | None:
+        """Return the input that is subtracted from the output, where the span asks for it and
+        shapes allow it.
+        """
+        span = self.cache.parts.span
+        if not (isinstance(span, Output) and span.delta):
+            return None
+        x = stacked(
+            select_rows(
+                self.main, rows, len(self.everyone), lists_are_rows=isinstance(self.main, list)
+            )
+        )
+        if output is not None and stacked(_main_output(output)).shape != x.shape:
+            note = (
+                f"{self.cache.denoiser.name}: output and input differ in shape, so the output "
+                "itself is cached "
+                "instead of output minus input"
+            )
+            if note not in self.cache.contract.notes:
+                self.cache.contract.notes.append(note)
+                self.cache.contract.shapes["no delta"] = True
+            return None
+        return None if "no delta" in self.cache.contract.shapes else x
+
+    def _forecast_output(self, rows: list[int]) -> Any:
+        """Return what the denoiser would have returned for `rows`."""
+        at = float(self.step.index)
+        base = self._delta_base(None, rows)
+        first = self.memory.guess(("output", 0), rows, at)
+        first = first if base is None else first + base
+        if isinstance(self.main, list):
+            return self.cache.contract.shapes["nesting"]([list(first.unbind(0))])
+        rest = range(1, len(self.memory.histories))
+        values = iter([first, *(self.memory.guess(("output", i), rows, at) for i in rest)])
+        return map_tensors(self.cache.contract.shapes["output"], lambda _: next(values))
+
+    def _remember(self, computed: list[int], output: Any) -> None:
+        """Tell the gate, and count who skipped how often and how much is held."""
+        memory, gate = self.memory, self.cache.parts.gate
+        for row in self.everyone:
+            memory.skips[row] = 0 if row in computed else memory.skips[row] + 1
+            memory.is_filled[row] = memory.is_filled[row] or row in computed
+        if not computed:
+            return
+        if self.is_stale:
+            memory.clone = self.cache.contract.clone = True
+            for history in memory.histories.values():
+                history.clone = True
+        index = torch.tensor(computed)
+        whole = computed == self.everyone
+
+        def pick(value: Tensor) -> Tensor:
+            return value if whole else value.index_select(0, index.to(value.device))
+
+        feature = (
+            join_rows(self.features, len(computed)) if len(self.features) == 1 and whole else None
+        )
+        if self.features and feature is None:
+            feature = self.features[0][0]
+        if self.signal is not None or gate.looks_at == "step":
+            gate.observe(
+                memory.gate_state,
+                Seen(
+                    step=self.step,
+                    rows=computed,
+                    signal=None if self.signal is None else pick(self.signal),
+                    output=pick(stacked(_main_output(output))),
+                    feature=feature,
+                ),
+            )
+        key = (self.cache, "bytes")
+        self.run.state[key] = max(self.run.state.get(key, 0), _held_bytes(self.cache, self.run))
+
+
+def _main_output(output: Any) -> Any:
+    """Return the first entry of what a denoiser returned: a tensor, or a list with one tensor per
+    sample.
+    """
+    if isinstance(output, Tensor):
+        return output
+    values = list(output.values()) if isinstance(output, dict) else list(output)
+    return values[0]
+
+
+def _parameters(module: torch.nn.Module) -> tuple[str, ...]:
+    """Return the names of the forward's positional parameters, without self."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def _held_bytes(cache: DenoiserCache, run: Run) -> int:
+    """Sum the storages kept alive by all branches of one denoiser's cache, each counted once."""
+    storages: dict[int, int] = {}
+    for key, value in run.state.items():
+        if isinstance(key, tuple) and key[:2] == (cache, "memory"):
+            memory = value[1]
+            for history in memory.histories.values():
+                storages |= history.storages()
+            for tensor in _state_tensors(memory.gate_state):
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _state_tensors(state: Any) -> list[Tensor]:
+    if not dataclasses.is_dataclass(state):
+        return []
+    return [
+        t for field in dataclasses.fields(state) for t in tensors_in(getattr(state, field.name))
+    ]

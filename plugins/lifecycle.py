@@ -1,0 +1,341 @@
+"""Attach, run, detach: the one place where a pipeline is changed, and where every change is undone.
+
+A `Manager` belongs to one pipeline and lives in a weak side table, so nothing is stored on the
+pipeline itself: copies, pickles and saved files are clean. A `Site` records all that one plugin
+does to the pipeline; undoing is its reverse.
+"""
+
+import contextlib
+import functools
+import inspect
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from skipstep.plugins import kinds
+from skipstep.plugins.errors import Incompatible, NotRestored, PipelineBusy, PluginError
+from skipstep.plugins.profile import Profile, profile
+from skipstep.plugins.report import Report
+from skipstep.plugins.run import Run, StepTap, current_run, in_any_run, running
+from skipstep.plugins.seam import Seam, find_seam, seam_of
+
+__all__ = ["Handle", "Manager", "Site", "last_report", "manager_for", "manager_of"]
+
+MARKER = "_skipstep_wraps"
+
+
+class Site:
+    """What a plugin may do to one pipeline, recorded so that it can be undone."""
+
+    def __init__(self, manager: "Manager", profile_: Profile) -> None:
+        self.manager = manager
+        self.profile = profile_
+        self._seams: list[Seam] = []
+        self._begin: list[Callable[[Run], None]] = []
+        self._end: list[Callable[[Run], None]] = []
+        self._report: list[Callable[[Run, Report], None]] = []
+
+    def wrap(self, module: nn.Module, function: Callable[..., Any], order: int) -> None:
+        """Call `function(call_next, *args, **kwargs)` whenever `module` is called; small orders are
+        outermost.
+        """
+        seam = seam_of(module)
+        seam.add(self, function, order)
+        self._seams.append(seam)
+
+    def on_begin(self, function: Callable[[Run], None]) -> None:
+        """Call `function(run)` when a run starts, before the pipeline's own code."""
+        self._begin.append(function)
+
+    def on_end(self, function: Callable[[Run], None]) -> None:
+        """Call `function(run)` when a run ends, also after an exception."""
+        self._end.append(function)
+
+    def on_report(self, function: Callable[[Run, Report], None]) -> None:
+        """Call `function(run, report)` after a run, to add to its report."""
+        self._report.append(function)
+
+    def run(self) -> Run | None:
+        """Return this pipeline's run if it is the innermost one of this thread."""
+        return current_run(self.manager)
+
+    def begin(self, run: Run) -> None:
+        for seam in self._seams:
+            seam.heal()
+        for function in self._begin:
+            function(run)
+
+    def end(self, run: Run) -> None:
+        for function in reversed(self._end):
+            function(run)
+
+    def report(self, run: Run, report: Report) -> None:
+        for function in self._report:
+            function(run, report)
+
+    def undo(self) -> None:
+        """Take every wrap away and prove that no seam of ours stayed behind."""
+        seams, self._seams = self._seams, []
+        for seam in seams:
+            seam.remove(self)
+        for seam in seams:
+            if not seam.wraps and find_seam(seam.module) is seam:
+                raise NotRestored(
+                    f"{type(seam.module).__name__} still carries a seam after detach: "
+                    "something else put it back; please report this with the output of `skipstep "
+                    "doctor`"
+                )
+
+
+class Handle:
+    """A plugin attached to one pipeline."""
+
+    def __init__(self, manager: "Manager", plugin: Any, site: Site) -> None:
+        self.plugin = plugin
+        self._manager = manager
+        self._site = site
+
+    @property
+    def is_attached(self) -> bool:
+        return self._manager.handles.get(self.plugin.name) is self
+
+    def detach(self) -> None:
+        """Take the plugin off; a second call does nothing."""
+        if self.is_attached:
+            self._manager.disable(self.plugin.name)
+
+    def report(self) -> Report | None:
+        """Return what the pipeline's last run did, or None before the first."""
+        return last_report(self._manager.pipe)
+
+    def __repr__(self) -> str:
+        state = "attached" if self.is_attached else "detached"
+        return f"<{self.plugin!r} {state}>"
+
+
+class Manager:
+    """Everything that is switched on for one pipeline."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = weakref.ref(pipe)
+        self.handles: dict[str, Handle] = {}
+        self.is_paused = False
+        self.is_running = False
+        self.lock = threading.RLock()
+        weakref.finalize(pipe, Manager._drop_seams, self.handles)
+
+    @staticmethod
+    def _drop_seams(handles: dict[str, Handle]) -> None:
+        for handle in handles.values():
+            handle._site.undo()
+
+    @property
+    def pipe(self) -> Any:
+        return self._pipe()
+
+    def enable(self, plugin: Any, *, replace: bool = False) -> Handle:
+        """Attach a plugin or change nothing; the same name again reconfigures in place."""
+        self._refuse_while_running("enable")
+        found = profile(self.pipe)
+        why = why_not(plugin, found)
+        if why:
+            raise Incompatible(f"{plugin.name}: {why}")
+        leaving = self._leaving(plugin, replace)
+        site = Site(self, found)
+        try:
+            kinds.attach(plugin, site)
+        except BaseException:
+            site.undo()
+            raise
+        for handle in leaving:
+            self._take_off(handle)
+        self.handles[plugin.name] = Handle(self, plugin, site)
+        _wrap_call(type(self.pipe))
+        return self.handles[plugin.name]
+
+    def _leaving(self, plugin: Any, replace: bool) -> list[Handle]:
+        same = [h for h in self.handles.values() if h.plugin.name == plugin.name]
+        if same or not kinds.is_exclusive(plugin.kind):
+            return same
+        rivals = [h for h in self.handles.values() if h.plugin.kind == plugin.kind]
+        if rivals and not replace:
+            active = rivals[0].plugin.name
+            raise Incompatible(
+                f"{plugin.name}: the {plugin.kind} plugin {active!r} is already active and two of "
+                "one kind do not "
+                f"combine: disable_plugin({active!r}) first, or enable_plugin({plugin.name!r}, "
+                "replace=True)"
+            )
+        return rivals
+
+    def disable(self, name: str) -> None:
+        """Take one plugin off."""
+        self._refuse_while_running("disable")
+        if name not in self.handles:
+            active = ", ".join(self.handles) or "none"
+            raise PluginError(f"plugin {name!r} is not active on this pipeline (active: {active})")
+        self._take_off(self.handles[name])
+
+    def _take_off(self, handle: Handle) -> None:
+        del self.handles[handle.plugin.name]
+        handle._site.undo()
+
+    def disable_all(self) -> None:
+        """Take every plugin off, the last one first."""
+        for name in reversed(list(self.handles)):
+            self.disable(name)
+
+    def _refuse_while_running(self, verb: str) -> None:
+        if self.is_running:
+            raise PipelineBusy(
+                f"cannot {verb} a plugin while {type(self.pipe).__name__} is running: do it before "
+                "or after the call"
+            )
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the pipeline's own `__call__` inside a Run."""
+        if self.is_paused or not self.handles:
+            with running(None):
+                return function(self.pipe, *args, **kwargs)
+        if not self.lock.acquire(blocking=False):
+            raise PipelineBusy(
+                f"this {type(self.pipe).__name__} is already running in another thread: its "
+                "scheduler and caches "
+                "serve one call at a time; wait for it, or give each thread its own pipeline "
+                "(from_pipe shares weights)"
+            )
+        outer, self.is_running = self.is_running, True
+        try:
+            return self._call(function, args, kwargs)
+        finally:
+            self.is_running = outer
+            self.lock.release()
+
+    def _call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        pipe = self.pipe
+        run = Run(self, pipe, _bound(function, pipe, args, kwargs))
+        handles = sorted(self.handles.values(), key=lambda h: kinds.order(h.plugin.kind))
+        sites = [handle._site for handle in handles]
+        report = Report(type(pipe).__name__, [repr_plugin(h.plugin) for h in handles])
+        started = time.perf_counter()
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(running(run))
+                for site in sites:
+                    stack.callback(site.end, run)
+                    site.begin(run)
+                scheduler = getattr(pipe, "scheduler", None)
+                if hasattr(scheduler, "step"):
+                    stack.enter_context(StepTap(scheduler, run).installed())
+                try:
+                    return function(pipe, *args, **kwargs)
+                finally:
+                    report.steps, report.seconds = run.step, time.perf_counter() - started
+                    run.seconds = report.seconds
+                    for site in sites:
+                        site.report(run, report)
+        except BaseException as error:
+            report.error = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            run.state.clear()
+            _REPORTS[pipe] = report
+
+
+_MANAGERS: "weakref.WeakKeyDictionary[Any, Manager]" = weakref.WeakKeyDictionary()
+_REPORTS: "weakref.WeakKeyDictionary[Any, Report]" = weakref.WeakKeyDictionary()
+
+
+def manager_of(pipe: Any) -> Manager | None:
+    """Return the pipeline's manager, or None if it never had a plugin."""
+    return _MANAGERS.get(pipe)
+
+
+def manager_for(pipe: Any) -> Manager:
+    """Return the pipeline's manager, made now if it has none."""
+    if pipe not in _MANAGERS:
+        _MANAGERS[pipe] = Manager(pipe)
+    return _MANAGERS[pipe]
+
+
+def last_report(pipe: Any) -> Report | None:
+    """Return the report of the pipeline's last run with plugins, or None."""
+    return _REPORTS.get(pipe)
+
+
+def why_not(plugin: Any, found: Profile) -> str | None:
+    """Return why a plugin cannot serve a pipeline, in words, or None."""
+    return found.why_not_at_all() or kinds.why_not(plugin, found)
+
+
+@contextlib.contextmanager
+def paused(pipe: Any) -> Iterator[None]:
+    """Let the pipeline run without its plugins for a while; they stay attached."""
+    manager = manager_of(pipe)
+    if manager is None:
+        yield
+        return
+    before, manager.is_paused = manager.is_paused, True
+    try:
+        yield
+    finally:
+        manager.is_paused = before
+
+
+def repr_plugin(plugin: Any) -> str:
+    """Return `name(option=value, ...)` with the options that differ from their defaults."""
+    from skipstep.plugins.options import to_dict
+
+    options = ", ".join(
+        f"{key}={value!r}" for key, value in to_dict(plugin).get("options", {}).items()
+    )
+    return f"{plugin.name}({options})" if options else str(plugin.name)
+
+
+def _bound(
+    function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    try:
+        bound = inspect.signature(function).bind(pipe, *args, **kwargs)
+    except TypeError:
+        return dict(kwargs)
+    bound.apply_defaults()
+    named = dict(bound.arguments)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(named.pop(parameter.name, {}))
+    return named
+
+
+def _wrap_call(cls: type) -> None:
+    """Send the calls of managed pipelines of this class through their manager; all others pass
+    straight on.
+
+    Python looks `__call__` up on the class, so it is the class that is wrapped: once, and inert
+    without a manager. A subclass that calls `super().__call__` has opened its run already, so the
+    inner call passes straight on too.
+    """
+    original = cls.__call__
+    if getattr(original, MARKER, False):
+        return
+
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self).__call__ is not __call__:
+            return original(self, *args, **kwargs)
+        manager = _MANAGERS.get(self)
+        if manager is not None:
+            return manager.call(original, *args, **kwargs)
+        if in_any_run():
+            with running(None):
+                return original(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
+
+    setattr(__call__, MARKER, True)
+    type.__setattr__(cls, "__call__", __call__)

@@ -1,0 +1,132 @@
+"""What a pipeline is made of, found from its structure: no pipeline or model is known by name.
+
+A denoiser is a component whose forward takes a timestep. A UNet has `down_blocks` and `up_blocks`;
+a DiT has at least one direct child list of two or more equal blocks that contain linear layers.
+Refiners and ControlNets are neither.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from skipstep.plugins.run import TIMESTEP_NAMES
+from skipstep.plugins.seam import Seam
+
+__all__ = ["Denoiser", "Profile", "profile"]
+
+Kind = Literal["dit", "unet", "other"]
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """Describe one denoiser; `module` is what the pipeline calls, `inner` what it is without
+    torch.compile around it.
+    """
+
+    name: str
+    module: nn.Module
+    inner: nn.Module
+    kind: Kind
+    stacks: tuple[tuple[nn.Module, ...], ...]
+    is_video: bool
+    is_compiled: bool
+    has_compiled_blocks: bool
+    is_parallel: bool
+    is_quantised: bool
+    is_meta: bool
+    native_cache: bool
+
+    @property
+    def class_name(self) -> str:
+        return type(self.inner).__name__
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Describe a pipeline: its class name and its denoisers, in component order."""
+
+    pipeline: str
+    denoisers: tuple[Denoiser, ...]
+
+    def why_not_at_all(self) -> str | None:
+        """Return why no plugin can work here, in words, or None."""
+        if not self.denoisers:
+            return f"{self.pipeline} has no denoiser (a module whose forward takes a timestep)"
+        for denoiser in self.denoisers:
+            if denoiser.is_meta:
+                return (
+                    f"{denoiser.name} ({denoiser.class_name}) still has meta tensors, so it cannot "
+                    "run: "
+                    "load its weights first (from_pretrained, or to_empty and load_state_dict)"
+                )
+        return None
+
+
+def profile(pipe: Any) -> Profile:
+    """Inspect a pipeline; costs one walk over its modules and changes nothing."""
+    found = []
+    for name, component in pipe.components.items():
+        if not isinstance(component, nn.Module):
+            continue
+        inner = getattr(component, "_orig_mod", component)
+        if _takes_timestep(inner) and not _is_controlnet(inner):
+            found.append(_describe(name, component, inner))
+    return Profile(type(pipe).__name__, tuple(found))
+
+
+def _takes_timestep(module: nn.Module) -> bool:
+    return not set(TIMESTEP_NAMES).isdisjoint(inspect.signature(type(module).forward).parameters)
+
+
+def _is_controlnet(module: nn.Module) -> bool:
+    return any(name.startswith("controlnet_") for name, _ in module.named_children())
+
+
+def _describe(name: str, module: nn.Module, inner: nn.Module) -> Denoiser:
+    stacks = () if _is_unet(inner) else _stacks(inner)
+    kind: Kind = "unet" if _is_unet(inner) else "dit" if stacks else "other"
+    return Denoiser(
+        name=name,
+        module=module,
+        inner=inner,
+        kind=kind,
+        stacks=stacks,
+        is_video=any(isinstance(m, nn.Conv3d) or "3D" in type(m).__name__ for m in inner.modules()),
+        is_compiled=module is not inner or _is_compiled(inner),
+        has_compiled_blocks=any(_is_compiled(block) for stack in stacks for block in stack),
+        is_parallel=getattr(inner, "_parallel_config", None) is not None,
+        is_quantised=getattr(inner, "hf_quantizer", None) is not None,
+        is_meta=_is_meta(inner),
+        native_cache=bool(getattr(inner, "is_cache_enabled", False)),
+    )
+
+
+def _is_unet(module: nn.Module) -> bool:
+    return hasattr(module, "down_blocks") and hasattr(module, "up_blocks")
+
+
+def _stacks(module: nn.Module) -> tuple[tuple[nn.Module, ...], ...]:
+    return tuple(
+        tuple(child)
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList)
+        and len(child) >= 2
+        and len({type(block) for block in child}) == 1
+        and any(isinstance(m, nn.Linear) for m in child[0].modules())
+        and "refiner" not in name
+    )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    slot = getattr(module, "_compiled_call_impl", None)
+    return (
+        getattr(slot, "previous", None) is not None if isinstance(slot, Seam) else slot is not None
+    )
+
+
+def _is_meta(module: nn.Module) -> bool:
+    offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())
+    return not offloaded and any(p.device == torch.device("meta") for p in module.parameters())

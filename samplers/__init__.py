@@ -1,0 +1,1 @@
+"""Samplers: how a pipeline walks from noise to picture in fewer steps."""

@@ -1,0 +1,108 @@
+"""The papers' caches: which parts they make, their rhythm, and strict options."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from skipstep.caching.abcache import ABCache
+from skipstep.caching.base import CachePlugin, Step
+from skipstep.caching.deepcache import DeepCache
+from skipstep.caching.easycache import EasyCache
+from skipstep.caching.fbcache import FBCache
+from skipstep.caching.fora import FORA
+from skipstep.caching.forecasters.lagrange import Lagrange
+from skipstep.caching.forecasters.reuse import Reuse
+from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.gates.easycache import EasyCacheGate
+from skipstep.caching.gates.first_block import FirstBlockGate
+from skipstep.caching.gates.interval import IntervalGate
+from skipstep.caching.product import Cache
+from skipstep.caching.spans.deep_features import DeepFeatures
+from skipstep.caching.spans.modules import Modules
+from skipstep.caching.spans.output import Output
+from skipstep.caching.spans.residual import Residual
+from skipstep.caching.taylorseer import TaylorSeer
+
+PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
+    FORA: (IntervalGate, Reuse, Modules),
+    FBCache: (FirstBlockGate, Reuse, Residual),
+    EasyCache: (EasyCacheGate, Reuse, Output),
+    TaylorSeer: (IntervalGate, Taylor, Modules),
+    ABCache: (IntervalGate, Lagrange, Output),
+    DeepCache: (IntervalGate, Reuse, DeepFeatures),
+    Cache: (FirstBlockGate, Reuse, Residual),
+}
+PRESETS = list(PARTS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parts_are_the_papers(preset: type[CachePlugin]) -> None:
+    parts = preset().parts()
+    assert (type(parts.gate), type(parts.forecaster), type(parts.span)) == PARTS[preset]
+
+
+def test_options_reach_the_parts() -> None:
+    assert FBCache(threshold=0.2).parts().gate == FirstBlockGate(threshold=0.2)
+    assert EasyCache(threshold=0.2).parts().gate == EasyCacheGate(threshold=0.2)
+    assert EasyCache().parts().span == Output(delta=True)
+    assert EasyCache(delta=False).parts().span == Output(delta=False)
+    assert ABCache(order=3).parts().forecaster == Lagrange(order=3)
+    assert ABCache().parts().span == Output(delta=False)
+    assert TaylorSeer(order=2).parts().forecaster == Taylor(order=2)
+    for preset in (FORA, TaylorSeer, ABCache, DeepCache):
+        gate = preset(interval=7, warmup_steps=4).parts().gate
+        assert gate == IntervalGate(interval=7, warmup_steps=4)
+    gate = DeepCache(center=0.4, power=2).parts().gate
+    assert gate == IntervalGate(interval=3, warmup_steps=1, center=0.4, power=2)
+
+
+@pytest.mark.parametrize(
+    ("preset", "computed"),
+    [
+        (FORA(interval=3, warmup_steps=1), [0, 3, 6, 9, 12, 15, 18]),
+        (FORA(), [0, 1, 4, 7, 10, 13, 16, 19]),
+        (TaylorSeer(), [0, 1, 2, 6, 10, 14, 18]),
+        (ABCache(), [0, 1, 2, 5, 8, 11, 14, 17]),
+        (DeepCache(), [0, 3, 6, 9, 12, 15, 18]),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_static_presets_compute_these_of_20_steps(preset: CachePlugin, computed: list[int]) -> None:
+    gate = preset.parts().gate
+    assert [i for i in range(20) if gate.decide(gate.init(1), Step(i, 20), None)[0].compute] == (
+        computed
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_field_is_described_and_every_class_is_labelled(preset: type[CachePlugin]) -> None:
+    fields = preset.__pydantic_fields__  # type: ignore[attr-defined]
+    assert {"warmup_steps", "final_steps", "max_skips"} <= set(fields)
+    for name, field in fields.items():
+        assert field.description and field.description.endswith("."), name
+    assert preset.kind == "cache" and preset.name == preset.__name__.lower()
+    assert preset.summary.endswith(".") and "\n" not in preset.summary
+    assert preset is Cache or preset.paper
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_options_are_strict_frozen_and_survive_json(preset: type[CachePlugin]) -> None:
+    plugin: Any = preset()
+    with pytest.raises(ValidationError, match="treshold"):
+        preset(treshold=0.1)  # type: ignore[call-arg]
+    with pytest.raises(AttributeError):
+        plugin.warmup_steps = 9
+    for bad in ({"warmup_steps": 0}, {"final_steps": -1}, {"max_skips": 0}):
+        with pytest.raises(ValidationError, match=next(iter(bad))):
+            preset(**bad)
+    adapter = TypeAdapter(preset)
+    assert adapter.validate_json(adapter.dump_json(plugin)) == plugin
+    assert adapter.json_schema()["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("preset", [FORA, TaylorSeer, ABCache, DeepCache])
+def test_interval_bounds(preset: type[CachePlugin]) -> None:
+    for interval in (0, -2, 1.5, "often"):
+        with pytest.raises(ValidationError, match="interval"):
+            preset(interval=interval)  # type: ignore[call-arg]

@@ -30,6 +30,8 @@ from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
+from skipstep.caching.gates.magcache import MagCacheGate
+from skipstep.caching.gates.schedule import ScheduleGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
@@ -46,7 +48,10 @@ def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 
 AnyGate = Annotated[
-    Annotated[IntervalGate | FirstBlockGate | EasyCacheGate, Field(discriminator="type")],
+    Annotated[
+        IntervalGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate,
+        Field(discriminator="type"),
+    ],
     WrapValidator(_read),
 ]
 AnyForecaster = Annotated[

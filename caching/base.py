@@ -204,6 +204,10 @@ class CachePlugin(ABC):
     def parts(self) -> Parts:
         """Return the gate, forecaster and span these options stand for."""
 
+    def made_for(self) -> dict[str, Any] | None:
+        """Return the fingerprint of what a calibrated cache was made for, or None."""
+        return None
+
     def why_not(self, profile: Any) -> str | None:
         """Return why this cache cannot serve a pipeline of that profile, or None when it can."""
         return None

@@ -29,8 +29,8 @@ from skipstep.caching.spans.residual import Residual
 __all__ = ["MagCache", "MagCacheCalibration"]
 
 _NO_RATIOS = (
-    "magcache has no ratios: give ratios='file.json', made by enabling MagCacheCalibration() for "
-    "a few runs and saving calibration.record.ratios()"
+    "magcache has no ratios: measure them with skipstep.calibrate_magcache(pipe, prompts, "
+    "path='ratios.json'), then enable_plugin('magcache', ratios='ratios.json')"
 )
 
 
@@ -68,6 +68,10 @@ class MagCache(CachePlugin):
             raise ValueError(_NO_RATIOS)
         gate = MagCacheGate(ratios=self.ratios, threshold=self.threshold)
         return Parts(gate=gate, forecaster=Reuse(), span=Residual())
+
+    def made_for(self) -> dict[str, Any] | None:
+        """Return what the ratios were measured on."""
+        return dict(self.ratios.fingerprint) if self.ratios and self.ratios.fingerprint else None
 
     def why_not(self, profile: Any) -> str | None:
         """Return how to calibrate when there are no ratios."""

@@ -24,6 +24,7 @@ from skipstep.caching.base import CachePlugin, Choice, Seen, Step
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
+from skipstep.plugins.fingerprint import differences, fingerprint
 from skipstep.plugins.flops import Meter
 from skipstep.plugins.profile import Denoiser, Profile
 from skipstep.plugins.report import Call, Report
@@ -38,10 +39,11 @@ INSIDE = 30
 
 def why_not(plugin: CachePlugin, found: Profile) -> str | None:
     """Return why no denoiser of this pipeline can be cached with these options, or None."""
+    own = plugin.why_not(found)
+    if own:
+        return own
     reasons = {denoiser.name: _why_not_one(plugin, denoiser) for denoiser in found.denoisers}
-    if all(reasons.values()):
-        return next(iter(reasons.values()), None)
-    return plugin.why_not(found)
+    return next(iter(reasons.values()), None) if all(reasons.values()) else None
 
 
 def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
@@ -142,6 +144,10 @@ class DenoiserCache:
         report.calls += calls
         report.bytes_held += _held_bytes(self, run)
         report.notes += [note for note in self.contract.notes if note not in report.notes]
+        made_for = self.plugin.made_for()
+        if made_for is not None:
+            now = fingerprint(run.pipe, steps=run.count)
+            report.notes += [f"{self.plugin.name}: {each}" for each in differences(made_for, now)]
         if any(field.name == "threshold" for field in dataclasses.fields(self.plugin)):
             report.threshold_option = "threshold"
         flops = self.meter.totals(calls)

@@ -54,8 +54,8 @@ class Choice:
     """Say what one row does at one step and why.
 
     `why` is one short phrase ("first", "warm-up", "final", "limit", "interval", "schedule",
-    "changed", "small change", "no history", "not finite", "shape", "aliased"); `value` and
-    `threshold` are the two numbers that were compared.
+    "changed", "small change", "no history", "not finite", "calibration", "shape", "aliased");
+    `value` and `threshold` are the two numbers that were compared.
     """
 
     compute: bool

@@ -8,11 +8,12 @@ One pair has no meaning and is refused: a gate that looks at the first block nee
 runs the first block on a skip, which only `residual` does.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import pydantic
-from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import ConfigDict, Field, WrapValidator
 
 from skipstep.caching.base import (
     CachePlugin,
@@ -40,7 +41,7 @@ from skipstep.caching.spans.residual import Residual
 __all__ = ["Cache"]
 
 
-def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+def _read(value: Any, handler: Callable[[Any], Any]) -> Any:
     """Take an object as it is, a string as the `type` of default options, the rest as options."""
     if isinstance(value, Gate | Forecaster | Span):
         return value

@@ -3,8 +3,8 @@
 For the paper and the use of the ratios see `skipstep.caching.gates.magcache`. With D_i the span's
 feature at step i,
     r_i = mean over tokens of |D_i[token]| / |D_(i-1)[token]|,   norms over channels,
-averaged over samples, guidance branches and runs. A handful of prompts is enough where the paper's
-law holds; `MagnitudeRecord.spread` tells how far single trajectories were from the mean.
+averaged over samples, guidance branches and runs. `MagnitudeRecord.spread` tells how far single
+trajectories were from that mean: where it is large, the paper's law does not hold for the model.
 
 Channels are the last dimension of [b, tokens, c] and of [b, c], and dimension 1 of pictures and
 videos, [b, c, ...]. Tokens whose norm was 0 have no ratio and are left out.
@@ -27,7 +27,13 @@ from torch import Tensor
 from skipstep.caching.base import Choice, Gate, LooksAt, Seen, Step
 from skipstep.caching.gates.magcache import MagnitudeRatios
 
-__all__ = ["MagCalibration", "MagCalibrationState", "MagnitudeRecord", "token_norms"]
+__all__ = [
+    "MagCalibration",
+    "MagCalibrationState",
+    "MagnitudeRecord",
+    "magnitude_ratios",
+    "token_norms",
+]
 
 
 def token_norms(feature: Float[Tensor, "b ..."]) -> Float[Tensor, "b tokens"]:

@@ -1,9 +1,10 @@
 """MagCache's gate: add up how far the residual's magnitude drifts, by ratios calibrated once.
 
 "MagCache: Fast Video Generation with Magnitude-Aware Cache", Ma et al. 2025 (arXiv:2506.09045).
-Successive residuals D_i of a model shrink by ratios that hardly depend on the prompt, so one
-calibration decides every later run without looking at anything; it fails where prompts, guidance or
-sampler change the ratios, and it cannot see a sample that is unlike the calibration's.
+The paper finds that successive residuals D_i of a model shrink by ratios that hardly depend on the
+prompt, so one calibration decides every later run without looking at anything; it fails where
+prompts, guidance or sampler change the ratios, and it cannot see a sample that is unlike the
+calibration's.
 
     r_i = mean over tokens of |D_i| / |D_(i-1)|, norms over channels; r_0 = 1         calibrated
     rho *= r_i,  e += |1 - rho|,  skip iff e < threshold                          at every step

@@ -20,6 +20,9 @@ from skipstep.caching.tree import map_tensors
 __all__ = ["Contract", "Memory", "NotLearned", "Pass", "Place", "Split", "StackContract", "Target"]
 
 
+Mode = Literal["probe", "compute", "skip"]
+
+
 class NotLearned(Exception):
     """Say that a module's inputs or outputs do not follow a pattern that could be replayed."""
 
@@ -141,7 +144,7 @@ class Contract:
     """
 
     stacks: list[StackContract] = field(default_factory=list)
-    shapes: dict[Hashable, Any] = field(default_factory=dict)
+    has_no_delta: bool = False
     clone: bool = False
     broken: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -156,6 +159,7 @@ class Memory:
     gate_state: Any
     clone: bool
     histories: dict[Hashable, History] = field(default_factory=dict)
+    shapes: dict[Hashable, Any] = field(default_factory=dict)
     per_row: dict[Hashable, int] = field(default_factory=dict)
     is_filled: list[bool] = field(default_factory=list)
     skips: list[int] = field(default_factory=list)
@@ -179,7 +183,7 @@ class Memory:
             self.histories[key] = History(self.rows, self.forecaster.anchors, clone=self.clone)
             self.per_row[key] = per_row
         if per_row > 1:
-            value = value.unflatten(0, (len(rows), per_row))
+            value = value.reshape(len(rows), per_row, *value.shape[1:])
         self.histories[key].push(value, rows, time)
 
     def guess(self, key: Hashable, rows: list[int], at: float) -> Shaped[Tensor, "n ..."]:
@@ -198,7 +202,7 @@ class Pass:
     run, times rows.
     """
 
-    mode: Literal["probe", "compute", "skip"]
+    mode: Mode
     step: Step
     rows: list[int]
     memory: Memory
@@ -219,9 +223,9 @@ class Pass:
         self.work += len(self.rows)
         return call_next(*args, **kwargs)
 
-    def decide_on(self, signal: Tensor | None, lead: Any) -> None:
+    def decide_on(self, signal: Tensor | None, lead: Any) -> Mode:
         """Decide what follows the first block; without a signal yet (nothing learned) everything is
-        computed.
+        computed. Return the mode the pass is in now.
 
         Raises Split when the samples disagree; `lead`, the first block's output, is then not
         computed again.
@@ -231,6 +235,7 @@ class Pass:
             self.mode = "compute"
         else:
             self.decide(self, signal, lead)
+        return self.mode
 
     def give_up(self, reason: str) -> None:
         """Note that this denoiser cannot be cached with this span, in words; it is computed from
@@ -255,6 +260,8 @@ class Pass:
 
     def remember_shape(self, key: Hashable, output: Any) -> None:
         """Note the nesting and shapes of a unit's output, without holding it."""
+        if key in self.memory.shapes:
+            return
         rows = len(self.rows)
 
         def empty(value: Tensor) -> Tensor:
@@ -262,11 +269,11 @@ class Pass:
             shape = (value.shape[0] // rows, *value.shape[1:]) if divides else tuple(value.shape)
             return value.new_zeros(()).expand(shape)
 
-        self.contract.shapes[key] = map_tensors(output, empty)
+        self.memory.shapes[key] = map_tensors(output, empty)
 
     def knows_shape(self, key: Hashable) -> bool:
         """Say whether the unit's output was ever seen."""
-        return key in self.contract.shapes
+        return key in self.memory.shapes
 
     def placeholder(self, key: Hashable) -> Any:
         """Return zeros in the nesting and shape of a unit's output; they take no memory."""
@@ -277,4 +284,4 @@ class Pass:
                 empty[:1].expand(rows * empty.shape[0], *empty.shape[1:]) if empty.ndim else empty
             )
 
-        return map_tensors(self.contract.shapes[key], repeat)
+        return map_tensors(self.memory.shapes[key], repeat)

@@ -113,7 +113,7 @@ def _join_tensors(tensors: Sequence[Tensor], groups: Sequence[Sequence[int]], to
     first, per_row = tensors[0], tensors[0].shape[0] // len(groups[0])
     joined = first.new_empty((total, per_row, *first.shape[1:]))
     for tensor, rows in zip(tensors, groups, strict=True):
-        joined[torch.tensor(list(rows), device=joined.device)] = tensor.unflatten(
-            0, (len(rows), per_row)
+        joined[torch.tensor(list(rows), device=joined.device)] = tensor.reshape(
+            len(rows), per_row, *first.shape[1:]
         )
     return joined.flatten(0, 1)

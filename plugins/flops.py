@@ -6,7 +6,7 @@ operations from the counter: there nothing is counted and the report says None.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ __all__ = ["Meter"]
 
 
 def _sdpa_cpu(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    count: Callable[..., int] = sdpa_flop_count
+    return count(query, key, value)
 
 
 CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_cpu}

@@ -11,7 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -145,4 +145,4 @@ def running(run: Run | None) -> Iterator[None]:
 
 def in_any_run() -> bool:
     """Say whether this thread is inside some plugin-carrying pipeline call."""
-    return cast(Run | None, _INNERMOST.get()) is not None
+    return _INNERMOST.get() is not None

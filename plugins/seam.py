@@ -161,9 +161,10 @@ def call_slot_works() -> bool:
     """
     probe, x = _Probe(), torch.zeros(1)
     hooked: list[str] = []
+    inner: Callable[..., torch.Tensor] = probe._call_impl
     try:
         probe.register_forward_hook(lambda *_: hooked.append("hook"))
-        setattr(probe, SLOT, lambda value: probe._call_impl(value) * 10)
+        setattr(probe, SLOT, lambda value: inner(value) * 10)
         called = probe(x).item() == 10 and hooked == ["hook"]
         clean = getattr(copy.deepcopy(probe), SLOT) is None
         probe.__dict__.pop(SLOT)

@@ -29,6 +29,7 @@ BUILTIN: dict[str, str] = {
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "fora": "skipstep.caching.fora:FORA",
     "magcache": "skipstep.caching.magcache:MagCache",
+    "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
 }
 

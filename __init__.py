@@ -29,6 +29,7 @@ _LAZY = {
     "Scheduler": "skipstep.samplers.scheduler",
     "PluginError": "skipstep.plugins.errors",
     "Report": "skipstep.plugins.report",
+    "calibrate_magcache": "skipstep.pipelines.calibrate",
     "compare": "skipstep.pipelines.compare",
     "load_reference": "skipstep.pipelines.reference",
 }

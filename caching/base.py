@@ -54,8 +54,8 @@ class Choice:
     """Say what one row does at one step and why.
 
     `why` is one short phrase ("first", "warm-up", "final", "limit", "interval", "schedule",
-    "changed", "small change", "no history", "not finite", "shape", "aliased"); `value` and
-    `threshold` are the two numbers that were compared.
+    "changed", "small change", "no history", "not finite", "calibration", "shape", "aliased");
+    `value` and `threshold` are the two numbers that were compared.
     """
 
     compute: bool
@@ -203,6 +203,10 @@ class CachePlugin(ABC):
     @abstractmethod
     def parts(self) -> Parts:
         """Return the gate, forecaster and span these options stand for."""
+
+    def made_for(self) -> dict[str, Any] | None:
+        """Return the fingerprint of what a calibrated cache was made for, or None."""
+        return None
 
     def why_not(self, profile: Any) -> str | None:
         """Return why this cache cannot serve a pipeline of that profile, or None when it can."""

@@ -79,7 +79,7 @@ class History:
         self._order: list[list[int]] = [[] for _ in range(rows)]
         self._times: list[list[float]] = [[] for _ in range(rows)]
 
-    def push(self, values: Shaped[Tensor, "r ..."], rows: Sequence[int], time: float) -> None:
+    def push(self, values: Shaped[Tensor, "r ..."], rows: Sequence[int], time: float | int) -> None:
         """Store values[j] as the newest anchor of row rows[j], taken at `time`.
 
         Raises ValueError for rows that repeat or do not exist, for a shape or type unlike what is
@@ -124,14 +124,14 @@ class History:
                 self._write(target, values.detach(), entries, [rows[j] for j in entries])
         for row, target in zip(rows, targets, strict=True):
             order, times = self._order[row], self._times[row]
-            if target in order:
-                times.pop(order.index(target))
-                order.remove(target)
+            if len(order) == self.anchors:
+                order.pop()
+                times.pop()
             order.insert(0, target)
             times.insert(0, float(time))
 
     def forecast(
-        self, forecaster: Forecaster, rows: Sequence[int], at: float
+        self, forecaster: Forecaster, rows: Sequence[int], at: float | int
     ) -> Shaped[Tensor, "r ..."]:
         """Return the forecast of `rows` at time `at`; every row uses its own anchors.
 
@@ -150,7 +150,7 @@ class History:
                     "check ready() first"
                 )
             if times not in weights:
-                weights[times] = forecaster.weights(times, at)
+                weights[times] = forecaster.weights(times, float(at))
             columns.append(
                 {
                     slot: w

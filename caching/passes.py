@@ -145,7 +145,7 @@ class Contract:
     """
 
     stacks: list[StackContract] = field(default_factory=list)
-    shapes: dict[Hashable, Any] = field(default_factory=dict)
+    has_no_delta: bool = False
     clone: bool = False
     broken: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -160,6 +160,7 @@ class Memory:
     gate_state: Any
     clone: bool
     histories: dict[Hashable, History] = field(default_factory=dict)
+    shapes: dict[Hashable, Any] = field(default_factory=dict)
     per_row: dict[Hashable, int] = field(default_factory=dict)
     is_filled: list[bool] = field(default_factory=list)
     skips: list[int] = field(default_factory=list)
@@ -260,6 +261,8 @@ class Pass:
 
     def remember_shape(self, key: Hashable, output: Any) -> None:
         """Note the nesting and shapes of a unit's output, without holding it."""
+        if key in self.memory.shapes:
+            return
         rows = len(self.rows)
 
         def empty(value: Tensor) -> Tensor:
@@ -267,11 +270,11 @@ class Pass:
             shape = (value.shape[0] // rows, *value.shape[1:]) if divides else tuple(value.shape)
             return value.new_zeros(()).expand(shape)
 
-        self.contract.shapes[key] = map_tensors(output, empty)
+        self.memory.shapes[key] = map_tensors(output, empty)
 
     def knows_shape(self, key: Hashable) -> bool:
         """Say whether the unit's output was ever seen."""
-        return key in self.contract.shapes
+        return key in self.memory.shapes
 
     def placeholder(self, key: Hashable) -> Any:
         """Return zeros in the nesting and shape of a unit's output; they take no memory."""
@@ -282,4 +285,4 @@ class Pass:
                 empty[:1].expand(rows * empty.shape[0], *empty.shape[1:]) if empty.ndim else empty
             )
 
-        return map_tensors(self.contract.shapes[key], repeat)
+        return map_tensors(self.memory.shapes[key], repeat)

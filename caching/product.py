@@ -8,11 +8,12 @@ One pair has no meaning and is refused: a gate that looks at the first block nee
 runs the first block on a skip, which only `residual` does.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import pydantic
-from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import ConfigDict, Field, WrapValidator
 
 from skipstep.caching.base import (
     CachePlugin,
@@ -30,6 +31,8 @@ from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
+from skipstep.caching.gates.magcache import MagCacheGate
+from skipstep.caching.gates.schedule import ScheduleGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
@@ -38,7 +41,7 @@ from skipstep.caching.spans.residual import Residual
 __all__ = ["Cache"]
 
 
-def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+def _read(value: Any, handler: Callable[[Any], Any]) -> Any:
     """Take an object as it is, a string as the `type` of default options, the rest as options."""
     if isinstance(value, Gate | Forecaster | Span):
         return value
@@ -46,7 +49,10 @@ def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 
 AnyGate = Annotated[
-    Annotated[IntervalGate | FirstBlockGate | EasyCacheGate, Field(discriminator="type")],
+    Annotated[
+        IntervalGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate,
+        Field(discriminator="type"),
+    ],
     WrapValidator(_read),
 ]
 AnyForecaster = Annotated[

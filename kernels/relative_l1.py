@@ -28,7 +28,7 @@ def relative_l1_ref(x: Float[Tensor, "b ..."], y: Float[Tensor, "b ..."]) -> Flo
     return mean_absolute_difference(x, y) / mean_absolute(y)
 
 
-def relative_l1(x: Float[Tensor, "b ..."], y: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+def relative_l1(x: Float[Tensor, "b ..."], y: Float[Tensor, "..."]) -> Float[Tensor, " b"]:
     """Return how far `x` is from `y`, per sample and relative to `y`, in fp32.
 
     Raises ValueError when the shapes differ: broadcasting would mix samples.

@@ -1,8 +1,8 @@
-"""What a comparison runs: arms, read from whatever the user wrote, and the equal-cost "fewer steps" arms beside them.
+"""The arms of a comparison: read from what the user wrote, matched by fewer steps of equal cost.
 
-Fewer steps at equal cost: an arm that executes the fraction c of the block computations of s steps is matched by an
-uncached run of s' steps, s' = s c rounded to the nearest integer. It is the first thing anyone would try instead of
-a cache, so a cache that does not beat it has no use.
+Fewer steps at equal cost: an arm that executes the fraction c of the block computations of s steps
+is matched by an uncached run of s' steps, s' = s c rounded to the nearest integer. It is the first
+thing anyone would try instead of a cache, so a cache that does not beat it has no use.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Arm:
 
 
 def spec(plugin: Any) -> str:
-    """Return the text that makes `plugin` again: its name and the options that differ from their defaults."""
+    """Return the text that makes `plugin` again: its name and the options that were changed."""
     described = options.to_dict(plugin)
     changed = described.get("options") or {}
     if not changed:
@@ -42,9 +42,10 @@ def read_arms(arms: Any, steps: int) -> list[Arm]:
     """Return the arms described by `arms`, without the baseline.
 
     Args:
-        arms: a recipe, a sequence of recipes, or a mapping from the name to show to a recipe. A recipe is a text
-            ("easycache:threshold=0.08", several joined by " + "), the path of a recipe file (.yaml), an options
-            object, a {"name": ..., "options": ...} mapping, or a list of these that are switched on together.
+        arms: a recipe, a sequence of recipes, or a mapping from the name to show to a recipe. A
+            recipe is a text ("easycache:threshold=0.08", several joined by " + "), the path of a
+            recipe file (.yaml), an options object, a {"name": ..., "options": ...} mapping, or a
+            list of these that are switched on together.
     """
     if isinstance(arms, Mapping) and "name" not in arms:
         read = [Arm(str(name), "plugins", steps, read_recipe(arm)) for name, arm in arms.items()]
@@ -58,7 +59,8 @@ def read_arms(arms: Any, steps: int) -> list[Arm]:
         ]
     if not read:
         raise PluginError(
-            'compare: no arms given: name at least one recipe, for example "easycache:threshold=0.08"'
+            "compare: no arms given: name at least one recipe, for example "
+            '"easycache:threshold=0.08"'
         )
     names = [BASELINE, *(arm.name for arm in read)]
     for name in names:
@@ -78,14 +80,14 @@ def read_recipe(given: Any) -> tuple[Any, ...]:
         texts = given.split(" + ")
         return tuple(options.build(*options.parse_spec(text.strip())) for text in texts)
     if isinstance(given, Mapping):
-        return (options.build(given["name"], dict(given.get("options") or {})),)
+        return (options.build(given),)
     if isinstance(given, Sequence):
         return tuple(plugin for part in given for plugin in read_recipe(part))
-    return (options.build(given, {}),)
+    return (options.build(given),)
 
 
 def equal_cost_steps(steps: int, fraction: float) -> int | None:
-    """Return how many uncached steps cost what `fraction` of `steps` costs, or None if that saves no step.
+    """Return how many uncached steps cost `fraction` of `steps`, or None if that saves no step.
 
     >>> equal_cost_steps(20, 0.52), equal_cost_steps(20, 0.99)
     (10, None)

@@ -1,13 +1,16 @@
-"""Compare plugins with the uncached pipeline on the same prompts and seeds: what they save and what they cost.
+"""Compare plugins with the uncached pipeline on the same prompts and seeds: savings and costs.
 
 How it is measured:
 - Every arm makes the same pictures (prompt, seed) as the uncached arm, which is always there.
-- Timings are interleaved: each batch of prompts runs through all arms in an order rotated by one from round to round,
-  so that a machine that slows down slows all of them; ratios are taken within a round, then their median.
-- A first round is not timed (allocations, lazy imports). Its uncached pictures are compared with those of the next
-  round, which tells whether the pipeline repeats itself at all.
-- In a second pass the "fewer steps at equal cost" arms (see arms.py) run beside the uncached arm again.
-- Fidelity is measured to the uncached picture, on floats before they are rounded to 8 bits (metrics/fidelity.py).
+- Timings are interleaved: each batch of prompts runs through all arms in an order rotated by one
+  from round to round, so that a machine that slows down slows all of them; ratios are taken within
+  a round, then their median.
+- A first round is not timed (allocations, lazy imports). Its uncached pictures are compared with
+  those of the next round, which tells whether the pipeline repeats itself at all.
+- In a second pass the "fewer steps at equal cost" arms (see arms.py) run beside the uncached arm
+again.
+- Fidelity is measured to the uncached picture, on floats before they are rounded to 8 bits
+(metrics/fidelity.py).
 """
 
 import inspect
@@ -31,6 +34,7 @@ from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, 
 from skipstep.pipelines.pictures import read_pictures, to_bytes, to_image
 from skipstep.plugins import options
 from skipstep.plugins.errors import PluginError
+from skipstep.plugins.lifecycle import manager_of
 
 __all__ = ["Progress", "TextScore", "compare"]
 
@@ -64,7 +68,7 @@ class Taken:
 def compare(
     pipe: Any,
     prompts: Sequence[Any],
-    arms: Any,
+    arms: Any = None,
     *,
     steps: int = 20,
     seed: int = 0,
@@ -80,13 +84,16 @@ def compare(
     """Run every arm on every prompt and return what each saved and cost.
 
     Args:
-        pipe: a diffusers pipeline that makes pictures or videos; plugins that are on stay out of it meanwhile.
+        pipe: a diffusers pipeline that makes pictures or videos; plugins that are on stay out of it
+            meanwhile.
         prompts: one text a picture (one class label for class-conditional pipelines).
-        arms: recipes such as "easycache:threshold=0.08", options objects, lists of them switched on together, or a
-            mapping from a name to one of these (read_arms in arms.py). The uncached arm comes on its own.
+        arms: recipes such as "easycache:threshold=0.08", options objects, lists of them switched on
+            together, or a mapping from a name to one of these (read_arms in arms.py). None is what
+            is on now. The uncached arm comes on its own.
         steps: denoising steps of the uncached arm and of the plugins.
         seed: prompt i is made from seed + i, unless `seeds` gives one seed a prompt.
-        fewer_steps: also run, for every arm, the uncached pipeline with as many steps as cost the same.
+        fewer_steps: also run, for every arm, the uncached pipeline with as many steps as cost the
+            same.
         repeats: how often each round is timed.
         batch_size: prompts in one pipeline call.
         keep_pictures: of how many prompts the pictures are kept for the page and the sheet.
@@ -100,7 +107,7 @@ def compare(
         prompts = [prompts]
     seeds = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
     check_arguments(prompts, seeds, call, steps=steps, repeats=repeats, batch_size=batch_size)
-    chosen = read_arms(arms, steps)
+    chosen = read_arms([active_plugins(pipe)] if arms is None else arms, steps)
     baseline = Arm(BASELINE, "baseline", steps)
     batches = [
         Batch(list(prompts[i : i + batch_size]), seeds[i : i + batch_size])
@@ -134,7 +141,7 @@ def compare(
                     kept = outcome.pictures.setdefault(name, [])
                     kept += to_bytes(run.pictures)[: keep_pictures - len(kept)]
 
-    with silent(pipe), pipe.plugins_off():
+    with silent(pipe), bare(pipe):
         warm_up = {arm.name: take(arm, batches[0]) for arm in (baseline, *chosen)}
         run_pass([baseline, *chosen], is_first=True)
         if fewer_steps and (beside := match_costs(results, chosen)):
@@ -162,7 +169,8 @@ def check_arguments(
         raise PluginError("compare: no prompts given: give at least one, better a dozen or more")
     if len(seeds) != len(prompts):
         raise PluginError(
-            f"compare: {len(seeds)} seeds for {len(prompts)} prompts: give one seed a prompt, or seed=0 alone"
+            f"compare: {len(seeds)} seeds for {len(prompts)} prompts: give one seed a prompt, "
+            "or seed=0 alone"
         )
     for name, value in (("steps", steps), ("repeats", repeats), ("batch_size", batch_size)):
         if value < 1:
@@ -193,7 +201,7 @@ def rounds(
 
 
 def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken:
-    """Make one batch of pictures with the arm's plugins on; attaching and detaching are not timed."""
+    """Make one batch of pictures with the arm's plugins on; attaching them is not timed."""
     # Generators of the CPU give every device the same noise.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
     on_gpu = device_of(pipe).type == "cuda"
@@ -273,7 +281,7 @@ def add_report(result: ArmResult, report: Any, pictures: int) -> None:
 
 
 def timeline(report: Any) -> list[float]:
-    """Return for each step the share of the denoiser's rows, over branches and samples, that was computed."""
+    """Return the share of the denoiser's rows, over branches and samples, computed at each step."""
     computed: dict[int, list[bool]] = {}
     for call in report.calls:
         computed.setdefault(call.step, []).extend(choice.compute for choice in call.choices)
@@ -283,7 +291,7 @@ def timeline(report: Any) -> list[float]:
 
 
 def match_costs(results: dict[str, ArmResult], chosen: Sequence[Arm]) -> list[Arm]:
-    """Return the fewer-steps arms, one a number of steps, and enter them beside the arms they match."""
+    """Return the fewer-steps arms, one a number of steps, and enter them into the results."""
     beside: dict[str, Arm] = {}
     for arm in chosen:
         result = results[arm.name]
@@ -334,6 +342,32 @@ def describe_machine(pipe: Any) -> dict[str, str]:
         "diffusers": metadata.version("diffusers"),
         "dtype": str(getattr(pipe, "dtype", "")).removeprefix("torch."),
     }
+
+
+def active_plugins(pipe: Any) -> list[Any]:
+    """Return the plugins that are on; raise PluginError if there are none."""
+    manager = manager_of(pipe)
+    active = [handle.plugin for handle in manager.handles.values()] if manager else []
+    if not active:
+        raise PluginError(
+            "compare: no plugin is on and no arms were given: enable one first, or name a recipe "
+            'such as "easycache:threshold=0.08"'
+        )
+    return active
+
+
+@contextmanager
+def bare(pipe: Any) -> Iterator[None]:
+    """Take the user's own plugins off for a while: they would be part of every arm."""
+    manager = manager_of(pipe)
+    before = [handle.plugin for handle in manager.handles.values()] if manager else []
+    if manager is not None:
+        manager.disable_all()
+    try:
+        yield
+    finally:
+        for plugin in before:
+            pipe.enable_plugin(plugin)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def wrap(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     width: int,
 ) -> list[str]:
-    """Break a text into lines of at most `width` pixels, at spaces, commas and colons where possible."""
+    """Break a text into lines of at most `width` pixels, where possible at spaces and marks."""
     lines, line = [], ""
     for letter in " ".join(text.split()):
         if draw.textlength(line + letter, font=font) > width:

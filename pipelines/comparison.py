@@ -1,8 +1,9 @@
-"""The outcome of a comparison as data, and its plain-text views: the table, the timelines and the verdicts.
+"""The outcome of a comparison as data, and as text: the table, the timelines, the verdicts.
 
-Every number here is measured or counted; the verdict of an arm only puts them in words. PSNR differences between a
-plugin and the fewer-steps arm beside it are judged on pairs (same prompt, same seed) with a bootstrap 95 % interval:
-when it contains 0, the verdict says that the two cannot be told apart.
+Every number here is measured or counted; the verdict of an arm only puts them in words. PSNR
+differences between a plugin and the fewer-steps arm beside it are judged on pairs (same prompt,
+same seed) with a bootstrap 95 % interval: when it contains 0, the verdict says that the two cannot
+be told apart.
 """
 
 import json
@@ -43,9 +44,10 @@ class Ratio:
 class ArmResult:
     """What one arm cost and what its pictures look like beside the uncached ones.
 
-    Lists with one entry per timing: `seconds` and `cpu_seconds` (per picture, CPU seconds of the whole process),
-    `baseline_seconds` (the uncached run timed in the same round). Lists with one entry per prompt: `psnr` (dB,
-    infinite when identical), `ssim`, `feature_distance`, `text_scores`; the first three are empty for the uncached arm.
+    Lists with one entry per timing: `seconds` and `cpu_seconds` (per picture, CPU seconds of the
+    whole process), `baseline_seconds` (the uncached run timed in the same round). Lists with one
+    entry per prompt: `psnr` (dB, infinite when identical), `ssim`, `feature_distance`,
+    `text_scores`; the first three are empty for the uncached arm.
     """
 
     name: str
@@ -105,7 +107,7 @@ class ArmResult:
 
 @dataclass
 class Comparison:
-    """Arms compared on the same prompts and seeds; print it, or `save` it as a page, a sheet and JSON."""
+    """Arms compared on the same prompts and seeds; print it, or `save` it as a page."""
 
     pipeline: str
     prompts: list[str]
@@ -115,10 +117,10 @@ class Comparison:
     machine: dict[str, str]
     arms: list[ArmResult] = field(default_factory=list)
     repeat_psnr: float = math.inf
-    """PSNR of the uncached pictures of the first batch to themselves, made a second time: infinite if repeatable."""
+    """PSNR between two runs of the first batch's uncached pictures: infinite if repeatable."""
     seconds: float = 0.0
     pictures: dict[str, list[NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
-    """Arm name to 8-bit pictures [height, width, 3] of the first prompts (the middle frame of videos)."""
+    """Arm name -> 8-bit pictures [height, width, 3] of the first prompts, videos' middle frames."""
 
     def __getitem__(self, name: str) -> ArmResult:
         """Return the arm called `name`."""
@@ -130,7 +132,7 @@ class Comparison:
     def __str__(self) -> str:
         lines = [self.headline(), "", *table(self.arms), ""]
         lines += ["Computed (#), partly (+) and skipped (.) steps of the first prompts:"]
-        width = max(len(arm.name) for arm in self.arms)
+        width = max(len(arm.name) for arm in self.arms if arm.kind == "plugins")
         lines += [
             f"  {arm.name:<{width}}  {strip(arm.timelines[0])}"
             for arm in self.arms
@@ -166,9 +168,10 @@ class Comparison:
             )
         found = [
             repeats,
-            "blocks: share of the block computations executed. PSNR, SSIM (higher is closer) and LPe (a feature "
-            "distance, lower is closer; not LPIPS) to the uncached picture of the same seed; worst: mean of the "
-            "worst tenth. Speed-up: median over rounds, seconds of whole pipeline calls.",
+            "blocks: share of the block computations executed. PSNR, SSIM (higher is closer) and "
+            "LPe (a feature distance, lower is closer; not LPIPS) to the uncached picture of the "
+            "same seed; worst: mean of the worst tenth. Speed-up: median over rounds, of whole "
+            "pipeline calls.",
         ]
         if len(self.prompts) < 10:
             found.append(
@@ -194,7 +197,7 @@ class Comparison:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write index.html (self-contained), sheet.png and compare.json; return the path of the page."""
+        """Write index.html (self-contained), sheet.png and compare.json; return the page."""
         from skipstep.pipelines.compare_page import page
         from skipstep.pipelines.compare_sheet import save_sheet
 
@@ -217,7 +220,10 @@ def judge(arm: ArmResult, beside: ArmResult | None) -> str:
     saved = f"halves the block computations ({arm.fraction:.0%})" if halves else share
     psnr = estimate(arm.psnr)
     if psnr.broken:
-        return f"{saved}, but {psnr.broken} of {psnr.count} pictures hold values that are not numbers: do not use this"
+        return (
+            f"{saved}, but {psnr.broken} of {psnr.count} pictures hold values that are not "
+            "numbers: do not use this"
+        )
     if psnr.mean is None:
         return f"{saved} with identical pictures"
     parts = [f"{saved} at {psnr.mean:.1f} dB"]
@@ -279,7 +285,7 @@ COLUMNS = (
 
 
 def in_pairs(arms: Sequence[ArmResult]) -> list[ArmResult]:
-    """Order the arms so that each plugin arm is followed by the fewer-steps arm it is matched with."""
+    """Order the arms so that each plugin arm is followed by its fewer-steps arm."""
     named = {arm.name: arm for arm in arms}
     ordered = {arm.name: arm for arm in arms if arm.kind == "baseline"}
     for arm in arms:

@@ -1,8 +1,9 @@
 """Means with bootstrap intervals and worst deciles: what a handful of prompts can and cannot tell.
 
-The percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552) resamples the samples with replacement and takes
-the 2.5 % and 97.5 % quantiles of the statistic. It needs no assumption about the distribution, but with fewer than
-about ten samples the interval is too narrow; with one sample there is none.
+The percentile bootstrap (Efron 1979, doi:10.1214/aos/1176344552) resamples the samples with
+replacement and takes the 2.5 % and 97.5 % quantiles of the statistic. It needs no assumption about
+the distribution, but with fewer than about ten samples the interval is too narrow; with one sample
+there is none.
 """
 
 import math
@@ -20,10 +21,11 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over samples, its 95 % interval, the mean of its worst tenth and how many samples it has.
+    """A mean over samples, its 95 % interval, the mean of the worst tenth and the sample size.
 
-    `identical` counts samples with an infinite value (the PSNR of identical pictures) and `broken` those that are not
-    a number; `mean`, `low`, `high` and `worst` are taken over the others, and are None when there are too few.
+    `identical` counts samples with an infinite value (the PSNR of identical pictures) and `broken`
+    those that are not a number; `mean`, `low`, `high` and `worst` are taken over the others, and
+    are None when there are too few.
     """
 
     mean: float | None

@@ -1,7 +1,7 @@
-"""Pictures on their way from a pipeline to a page: floats in [-1, 1], 8-bit arrays, data URIs, PNG files.
+"""Pictures on their way from a pipeline to a file: floats, 8-bit arrays, data URIs, PNG.
 
-Pictures are [b, f, 3, height, width] floats; f is 1 for still pictures. Fidelity is measured on them, before they are
-rounded to 8 bits.
+Pictures are [b, f, 3, height, width] floats; f is 1 for still pictures. Fidelity is measured on
+them, before they are rounded to 8 bits.
 """
 
 import base64
@@ -66,7 +66,7 @@ def to_image(picture: NDArray[np.uint8], *, largest: int | None = None) -> Image
 
 
 def data_uri(picture: NDArray[np.uint8], *, largest: int) -> str:
-    """Return a picture as a data URI: lossless as it is, or as JPEG-like WebP if it had to be shrunk."""
+    """Return a picture as a data URI: lossless, unless it has to be shrunk to `largest` pixels."""
     image = to_image(picture, largest=largest)
     buffer = io.BytesIO()
     if features.check("webp"):
@@ -80,7 +80,7 @@ def data_uri(picture: NDArray[np.uint8], *, largest: int) -> str:
 
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Save a PNG under a temporary name and rename it, `metadata` as JSON in the text chunk `skipstep`."""
+    """Save a PNG in one go, with `metadata` as JSON in its text chunk `skipstep`."""
     chunks = PngImagePlugin.PngInfo()
     if metadata is not None:
         chunks.add_itxt("skipstep", json.dumps(metadata, ensure_ascii=False, allow_nan=False))

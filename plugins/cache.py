@@ -24,6 +24,7 @@ from skipstep.caching.base import CachePlugin, Choice, Seen, Step
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
+from skipstep.plugins.fingerprint import differences, fingerprint
 from skipstep.plugins.flops import Meter
 from skipstep.plugins.profile import Denoiser, Profile
 from skipstep.plugins.report import Call, Report
@@ -38,10 +39,11 @@ INSIDE = 30
 
 def why_not(plugin: CachePlugin, found: Profile) -> str | None:
     """Return why no denoiser of this pipeline can be cached with these options, or None."""
+    own = plugin.why_not(found)
+    if own:
+        return own
     reasons = {denoiser.name: _why_not_one(plugin, denoiser) for denoiser in found.denoisers}
-    if all(reasons.values()):
-        return next(iter(reasons.values()), None)
-    return plugin.why_not(found)
+    return next(iter(reasons.values()), None) if all(reasons.values()) else None
 
 
 def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
@@ -140,8 +142,12 @@ class DenoiserCache:
         """Add this denoiser's calls to the run's report."""
         calls: list[Call] = run.state.get((self, "calls"), [])
         report.calls += calls
-        report.bytes_held += run.state.get((self, "bytes"), 0)
+        report.bytes_held += _held_bytes(self, run)
         report.notes += [note for note in self.contract.notes if note not in report.notes]
+        made_for = self.plugin.made_for()
+        if made_for is not None:
+            now = fingerprint(run.pipe, steps=run.count)
+            report.notes += [f"{self.plugin.name}: {each}" for each in differences(made_for, now)]
         if any(field.name == "threshold" for field in dataclasses.fields(self.plugin)):
             report.threshold_option = "threshold"
         flops = self.meter.totals(calls)
@@ -202,11 +208,11 @@ class _DenoiserCall:
         self.step = Step(index, run.count)
         self.memory, self.is_new = cache.memory(run, self.branch, self.main)
         self.everyone = list(range(self.memory.rows))
-        self.is_stale = self.memory.is_stale()
         self.choices: list[Choice] = []
         self.work = 0.0
+        self._is_stale: bool | None = None
         self.signal: Tensor | None = None
-        self.features: list[tuple[Tensor, list[int]]] = []
+        self.feature: Tensor | None = None
 
     def serve(self) -> Any:
         """Choose, run what has to run, forecast the rest."""
@@ -263,7 +269,7 @@ class _DenoiserCall:
             forced = "warm-up"
         elif count and index >= count - plugin.final_steps:
             forced = "final"
-        elif not choice.compute and self.is_stale:
+        elif not choice.compute and self.is_stale():
             forced = "aliased"
         elif (
             not choice.compute
@@ -272,6 +278,12 @@ class _DenoiserCall:
         ):
             forced = "limit"
         return choice if forced is None else dataclasses.replace(choice, compute=True, why=forced)
+
+    def is_stale(self) -> bool:
+        """Say, looking once per call, whether the model changed what we hold."""
+        if self._is_stale is None:
+            self._is_stale = self.memory.is_stale()
+        return self._is_stale
 
     def _decide_inside(self, pass_: Pass, signal: Tensor, lead: Any) -> None:
         """Choose behind the first block: set the pass's mode, or leave it when the samples
@@ -329,7 +341,7 @@ class _DenoiserCall:
             if self.signal is None:
                 self.signal = pass_.signal
             if pass_.feature is not None:
-                self.features.append((pass_.feature, rows))
+                self.feature = pass_.feature
         return output, pass_
 
     def _keep_output(self, pass_: Pass, output: Any) -> None:
@@ -344,7 +356,7 @@ class _DenoiserCall:
             pass_.keep(("output", i), value)
             pass_.feature = value if i == 0 else pass_.feature
         if by_list:
-            self.cache.contract.shapes["nesting"] = type(output)
+            self.memory.shapes["nesting"] = type(output)
 
     def _delta_base(self, output: Any, rows: list[int]) -> Tensor | None:
         """Return the input that is subtracted from the output, where the span asks for it and
@@ -366,9 +378,9 @@ class _DenoiserCall:
             )
             if note not in self.cache.contract.notes:
                 self.cache.contract.notes.append(note)
-                self.cache.contract.shapes["no delta"] = True
+                self.cache.contract.has_no_delta = True
             return None
-        return None if "no delta" in self.cache.contract.shapes else x
+        return None if self.cache.contract.has_no_delta else x
 
     def _forecast_output(self, rows: list[int]) -> Any:
         """Return what the denoiser would have returned for `rows`."""
@@ -377,10 +389,10 @@ class _DenoiserCall:
         first = self.memory.guess(("output", 0), rows, at)
         first = first if base is None else first + base
         if isinstance(self.main, list):
-            return self.cache.contract.shapes["nesting"]([list(first.unbind(0))])
+            return self.memory.shapes["nesting"]([list(first.unbind(0))])
         rest = range(1, len(self.memory.histories))
         values = iter([first, *(self.memory.guess(("output", i), rows, at) for i in rest)])
-        return map_tensors(self.cache.contract.shapes["output"], lambda _: next(values))
+        return map_tensors(self.memory.shapes["output"], lambda _: next(values))
 
     def _remember(self, computed: list[int], output: Any) -> None:
         """Tell the gate, and count who skipped how often and how much is held."""
@@ -390,7 +402,7 @@ class _DenoiserCall:
             memory.is_filled[row] = memory.is_filled[row] or row in computed
         if not computed:
             return
-        if self.is_stale:
+        if any(choice.why == "aliased" for choice in self.choices):
             memory.clone = self.cache.contract.clone = True
             for history in memory.histories.values():
                 history.clone = True
@@ -400,11 +412,6 @@ class _DenoiserCall:
         def pick(value: Tensor) -> Tensor:
             return value if whole else value.index_select(0, index.to(value.device))
 
-        feature = (
-            join_rows(self.features, len(computed)) if len(self.features) == 1 and whole else None
-        )
-        if self.features and feature is None:
-            feature = self.features[0][0]
         if self.signal is not None or gate.looks_at == "step":
             gate.observe(
                 memory.gate_state,
@@ -413,11 +420,9 @@ class _DenoiserCall:
                     rows=computed,
                     signal=None if self.signal is None else pick(self.signal),
                     output=pick(stacked(_main_output(output))),
-                    feature=feature,
+                    feature=self.feature,
                 ),
             )
-        key = (self.cache, "bytes")
-        self.run.state[key] = max(self.run.state.get(key, 0), _held_bytes(self.cache, self.run))
 
 
 def _main_output(output: Any) -> Any:

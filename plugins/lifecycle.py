@@ -8,6 +8,7 @@ does to the pipeline; undoing is its reverse.
 import contextlib
 import functools
 import inspect
+import reprlib
 import threading
 import time
 import weakref
@@ -293,7 +294,7 @@ def repr_plugin(plugin: Any) -> str:
     from skipstep.plugins.options import to_dict
 
     options = ", ".join(
-        f"{key}={value!r}" for key, value in to_dict(plugin).get("options", {}).items()
+        f"{key}={reprlib.repr(value)}" for key, value in to_dict(plugin).get("options", {}).items()
     )
     return f"{plugin.name}({options})" if options else str(plugin.name)
 

@@ -3,8 +3,8 @@ is used.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def plugin_report(self: Any) -> "Report | None":
     return last_report(self)
 
 
-def save_plugins(self: Any, path: str | os.PathLike[str]) -> None:
+def save_plugins(self: Any, path: str | Path) -> None:
     """Write the active plugins and their options to a YAML recipe."""
     from skipstep.plugins import recipe
     from skipstep.plugins.lifecycle import manager_of
@@ -127,7 +127,7 @@ def save_plugins(self: Any, path: str | os.PathLike[str]) -> None:
     recipe.save(path, active, for_pipeline=type(self).__name__)
 
 
-def load_plugins(self: Any, path: str | os.PathLike[str]) -> None:
+def load_plugins(self: Any, path: str | Path) -> None:
     """Switch on what a recipe names, or nothing at all if any of it cannot be."""
     from skipstep.plugins import recipe
     from skipstep.plugins.lifecycle import manager_for

@@ -96,7 +96,8 @@ class Residual(Span):
             _note_additions(trace, known, named)
         trace.previous = outputs
         if is_lead and pass_.mode == "probe":
-            if pass_.decide_on(known.main_change(named, outputs), output) == "skip":
+            mode = pass_.decide_on(known.main_change(named, outputs), output)
+            if mode == "skip":
                 return output
         if place.is_last:
             _finish(place, pass_, known, trace)

@@ -1,17 +1,22 @@
-"""Fidelity of a picture to its uncached twin: PSNR, SSIM and a feature distance, one number per sample.
+"""Fidelity of a picture to its uncached twin: PSNR, SSIM and a feature distance, per sample.
 
-All three take RGB pictures x, y in [-1, 1] of the same seed, prompt and steps; none says whether a picture is good.
+All three take RGB pictures x, y in [-1, 1] of the same seed, prompt and steps; none says whether a
+picture is good.
 
-  PSNR   10 log10(2^2 / MSE) decibels, MSE over all values of the sample; identical samples give infinity      (1)
-  SSIM   Wang et al. 2004, Eq. (13), on (x + 1) / 2 with L = 1, 11 x 11 Gaussian window of sigma 1.5,
-         K1 = .01, K2 = .03, borders reflected; identical samples give 1                                        (2)
-  LPe    mean over taps l of mean over positions of ||n(f_l(x)) - n(f_l(y))||^2,                                (3)
-         f_l the output of block l of EfficientNet-Lite0, n(f) = f / ||f|| over channels; identical samples give 0
+  (1) PSNR   10 log10(2^2 / MSE) decibels, MSE over all values of the sample;
+             identical samples give infinity
+  (2) SSIM   Wang et al. 2004, Eq. (13), on (x + 1) / 2 with L = 1, an 11 x 11 Gaussian window of
+             sigma 1.5, K1 = .01, K2 = .03, borders reflected; identical samples give 1
+  (3) LPe    mean over taps l of mean over positions of ||n(f_l(x)) - n(f_l(y))||^2,
+             f_l the output of block l of EfficientNet-Lite0, n(f) = f / ||f|| over channels;
+             identical samples give 0
 
-LPe follows the idea of LPIPS (Zhang et al. 2018, arXiv:1801.03924) with another network and without the heads fitted
-to human judgements, so it is NOT LPIPS and its values must never be quoted or compared as LPIPS. Its limits: it is
-over-sensitive to faint noise on flat areas, where normalisation blows small features up (noise of sigma .01 on flat
-emoji: 48 dB but LPe .16), more lenient to small shifts than PSNR, and defined by weights trained on photographs.
+LPe follows the idea of LPIPS (Zhang et al. 2018, arXiv:1801.03924) with another network and without
+the heads fitted to human judgements, so it is NOT LPIPS and its values must never be quoted or
+compared as LPIPS. Its limits: it is over-sensitive to faint noise on flat areas, where
+normalisation blows small features up (noise of sigma .01 on flat
+emoji: 48 dB but LPe .16), more lenient to small shifts than PSNR, and defined by weights trained on
+    photographs.
 """
 
 import functools
@@ -28,7 +33,7 @@ __all__ = ["feature_distance", "psnr", "ssim"]
 WINDOW = 11
 
 
-def psnr(x: Float[Tensor, "b *rest"], y: Float[Tensor, "b *rest"]) -> Float[Tensor, "b"]:
+def psnr(x: Float[Tensor, "b ..."], y: Float[Tensor, "..."]) -> Float[Tensor, " b"]:
     """Return the peak signal-to-noise ratio in decibels of each sample, infinite where x equals y.
 
     >>> psnr(torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.2))
@@ -39,10 +44,8 @@ def psnr(x: Float[Tensor, "b *rest"], y: Float[Tensor, "b *rest"]) -> Float[Tens
     return 10 * torch.log10(4 / mse)  # Eq. (1)
 
 
-def ssim(
-    x: Float[Tensor, "b c height width"], y: Float[Tensor, "b c height width"]
-) -> Float[Tensor, "b"]:
-    """Return the structural similarity of each sample, at most 1; sides must be 11 pixels or more."""
+def ssim(x: Float[Tensor, "b c height width"], y: Float[Tensor, "..."]) -> Float[Tensor, " b"]:
+    """Return the structural similarity of each sample, at most 1; sides need 11 pixels or more."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     check_pair(x, y)
@@ -61,13 +64,14 @@ def ssim(
 
 def feature_distance(
     x: Float[Tensor, "b 3 height width"],
-    y: Float[Tensor, "b 3 height width"],
+    y: Float[Tensor, "..."],
     *,
     model: EfficientNetLite0 | None = None,
-) -> Float[Tensor, "b"]:
+) -> Float[Tensor, " b"]:
     """Return LPe of each sample, 0 for identical pictures; `model` defaults to the shipped weights.
 
-    Pictures are compared at their own resolution. Not LPIPS; see the limits at the top of this file.
+    Pictures are compared at their own resolution. Not LPIPS; see the limits at the top of this
+    file.
     """
     check_pair(x, y)
     network = shipped_features() if model is None else model

@@ -17,6 +17,9 @@ from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
+from skipstep.caching.gates.mag_calibration import MagCalibration
+from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
+from skipstep.caching.magcache import MagCache, MagCacheCalibration
 from skipstep.caching.product import Cache
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
@@ -32,13 +35,17 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     ABCache: (IntervalGate, Lagrange, Output),
     DeepCache: (IntervalGate, Reuse, DeepFeatures),
     Cache: (FirstBlockGate, Reuse, Residual),
+    MagCacheCalibration: (MagCalibration, Reuse, Residual),
+    MagCache: (MagCacheGate, Reuse, Residual),
 }
 PRESETS = list(PARTS)
+RATIOS = MagnitudeRatios(ratios=(1.0, 1.1, 1.05))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parts_are_the_papers(preset: type[CachePlugin]) -> None:
-    parts = preset().parts()
+    options = {"ratios": RATIOS} if preset is MagCache else {}
+    parts = preset(**options).parts()  # type: ignore[arg-type]
     assert (type(parts.gate), type(parts.forecaster), type(parts.span)) == PARTS[preset]
 
 
@@ -99,6 +106,23 @@ def test_options_are_strict_frozen_and_survive_json(preset: type[CachePlugin]) -
     adapter = TypeAdapter(preset)
     assert adapter.validate_json(adapter.dump_json(plugin)) == plugin
     assert adapter.json_schema()["additionalProperties"] is False
+
+
+def test_magcache_without_ratios_says_how_to_get_them() -> None:
+    assert "MagCacheCalibration()" in (MagCache().why_not(None) or "")
+    with pytest.raises(ValueError, match="magcache has no ratios"):
+        MagCache().parts()
+    assert MagCache(ratios=RATIOS).why_not(None) is None
+
+
+def test_every_calibration_has_a_record_of_its_own_and_takes_none_as_option() -> None:
+    one, two = MagCacheCalibration(), MagCacheCalibration()
+    assert one.record is not two.record
+    gate = one.parts().gate
+    assert isinstance(gate, MagCalibration) and gate.record is one.record
+    assert "record" not in TypeAdapter(MagCacheCalibration).json_schema()["properties"]
+    with pytest.raises(ValidationError, match="record"):
+        MagCacheCalibration(record=one.record)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("preset", [FORA, TaylorSeer, ABCache, DeepCache])

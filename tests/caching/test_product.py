@@ -49,7 +49,10 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate": "frist_block"}, "'frist_block'.*'interval', 'first_block', 'easycache'"),
+        (
+            {"gate": "frist_block"},
+            "'frist_block'.*'interval', 'first_block', 'easycache', 'magcache', 'schedule'",
+        ),
         ({"forecaster": "tailor"}, "'tailor'.*'reuse', 'taylor', 'lagrange'"),
         ({"span": "outputs"}, "'outputs'.*'output', 'residual', 'modules', 'deep_features'"),
         ({"gate": {"type": "interval", "intervall": 3}}, "gate.interval.intervall"),

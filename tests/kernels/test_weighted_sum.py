@@ -29,9 +29,9 @@ def test_equals_a_float64_loop_rounded_once(dtype: torch.dtype, per_sample: bool
 def test_weights_may_be_tensors_or_numbers() -> None:
     x, y = torch.randn(2, 5), torch.randn(2, 5)
     expected = 2 * x - y
-    torch.testing.assert_close(weighted_sum([x, y], [2, -1]), expected)
+    torch.testing.assert_close(weighted_sum([x, y], [2.0, -1.0]), expected)
     torch.testing.assert_close(weighted_sum([x, y], torch.tensor([2.0, -1.0])), expected)
-    torch.testing.assert_close(weighted_sum([x, y], [[2, 2], [-1, -1]]), expected)
+    torch.testing.assert_close(weighted_sum([x, y], [[2.0, 2.0], [-1.0, -1.0]]), expected)
 
 
 def test_the_result_is_new_memory_and_the_inputs_stay() -> None:

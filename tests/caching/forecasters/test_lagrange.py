@@ -35,7 +35,7 @@ def test_exact_on_polynomials_of_its_order_with_uneven_anchors(
 def test_not_exact_one_degree_higher(order: int) -> None:
     times = [10.0, 7.0, 5.0][:order]
     forecast = sum(
-        w * t**order for w, t in zip(Lagrange(order=order).weights(times, 12), times, strict=True)
+        w * t**order for w, t in zip(Lagrange(order=order).weights(times, 12.0), times, strict=True)
     )
     assert abs(forecast - 12.0**order) > 1
 
@@ -67,8 +67,8 @@ def test_uneven_weights_equal_exact_fractions() -> None:
     assert weights == pytest.approx([float(w) for w in expected])
 
 
-@pytest.mark.parametrize(("ahead", "gains"), [(1, [1, 3, 7, 15]), (3, [1, 7, 31, 111])])
-def test_noise_gain_grows_with_order_and_distance(ahead: int, gains: list[int]) -> None:
+@pytest.mark.parametrize(("ahead", "gains"), [(1.0, [1, 3, 7, 15]), (3.0, [1, 7, 31, 111])])
+def test_noise_gain_grows_with_order_and_distance(ahead: float, gains: list[int]) -> None:
     measured = [
         sum(abs(w) for w in Lagrange(order=k).weights([0.0, -1.0, -2.0, -3.0][:k], ahead))
         for k in (1, 2, 3, 4)

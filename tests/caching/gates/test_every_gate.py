@@ -11,11 +11,19 @@ from skipstep.caching.base import Choice, Gate, Seen, Step
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
+from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
+from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 
 torch.set_num_threads(1)
 
 ADAPTIVE = [FirstBlockGate(threshold=0.3), EasyCacheGate(threshold=0.3)]
-EVERY = [*ADAPTIVE, IntervalGate(interval=3)]
+RATIOS = MagnitudeRatios(ratios=(1.0, *[1 + 0.05 * (i % 4) for i in range(1, 24)]))
+EVERY = [
+    *ADAPTIVE,
+    IntervalGate(interval=3),
+    MagCacheGate(ratios=RATIOS, threshold=0.2),
+    ScheduleGate(schedule=Schedule(steps=24, compute=(0, 1, 5, 6, 13, 20))),
+]
 WARMUP = 2
 
 

@@ -7,10 +7,12 @@ How it is measured:
   a round, then their median.
 - A first round is not timed (allocations, lazy imports). Its uncached pictures are compared with
   those of the next round, which tells whether the pipeline repeats itself at all.
+- Attaching is not timed, nor is a run of two steps after it: a plugin learns the model on its first
+  pass, and a user attaches it once.
 - In a second pass the "fewer steps at equal cost" arms (see arms.py) run beside the uncached arm
-again.
+  again.
 - Fidelity is measured to the uncached picture, on floats before they are rounded to 8 bits
-(metrics/fidelity.py).
+  (metrics/fidelity.py).
 """
 
 import inspect
@@ -41,6 +43,7 @@ Pictures = Float[Tensor, "b f 3 height width"]
 Progress = Callable[[int, int, str], None]
 TextScore = Callable[[Float[Tensor, "b 3 height width"], list[str]], Float[Tensor, " b"]]
 
+LEARNING_STEPS = 2
 # What compare sets itself in the pipeline's call.
 OURS = ("class_labels", "generator", "num_inference_steps", "output_type", "prompt", "return_dict")
 
@@ -120,6 +123,7 @@ def compare(
         steps=steps,
         batch_size=batch_size,
         machine=describe_machine(pipe),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
     results = {arm.name: start_result(arm) for arm in (baseline, *chosen)}
     parameter = prompt_parameter(pipe)
@@ -203,15 +207,21 @@ def rounds(
 
 def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken:
     """Make one batch of pictures with the arm's plugins on; attaching them is not timed."""
-    # Generators of the CPU give every device the same noise.
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
     on_gpu = device_of(pipe).type == "cuda"
     with pipe.plugins(*arm.plugins) if arm.plugins else nullcontext():
+        if arm.plugins:
+            pipe(
+                **call,
+                num_inference_steps=LEARNING_STEPS,
+                generator=generators(batch),
+                output_type="np",
+            )
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
+        noise = generators(batch)
         cpu_started, started = time.process_time(), time.perf_counter()
-        result = pipe(**call, num_inference_steps=arm.steps, generator=generators, output_type="np")
+        result = pipe(**call, num_inference_steps=arm.steps, generator=noise, output_type="np")
         if on_gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
@@ -224,6 +234,11 @@ def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         report=report,
     )
+
+
+def generators(batch: Batch) -> list[torch.Generator]:
+    """Return one generator a picture; those of the CPU give every device the same noise."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
 
 
 def start_result(arm: Arm) -> ArmResult:

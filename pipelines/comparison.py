@@ -8,6 +8,7 @@ be told apart.
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from skipstep.pipelines.pictures import write_whole
 __all__ = ["ArmResult", "Comparison", "Ratio"]
 
 FULL = 0.9995
+BUSY = 0.6
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class Comparison:
     repeat_psnr: float = math.inf
     """PSNR between two runs of the first batch's uncached pictures: infinite if repeatable."""
     seconds: float = 0.0
+    load: float | None = None
+    """One-minute load average of the machine before the first call, where the system tells it."""
     pictures: dict[str, list[NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
     """Arm name -> 8-bit pictures [height, width, 3] of the first prompts, videos' middle frames."""
 
@@ -173,6 +177,11 @@ class Comparison:
             "same seed; worst: mean of the worst tenth. Speed-up: median over rounds, of whole "
             "pipeline calls.",
         ]
+        if self.load is not None and self.load > BUSY * (os.cpu_count() or 1):
+            found.append(
+                f"Other programs kept this machine busy (load {self.load:.1f} on {os.cpu_count()} "
+                "cores at the start): read the ratios and the CPU seconds, not the seconds."
+            )
         if len(self.prompts) < 10:
             found.append(
                 f"{len(self.prompts)} prompts are few: intervals are too narrow below about ten."
@@ -192,6 +201,7 @@ class Comparison:
             "repeatable": math.isinf(self.repeat_psnr),
             "repeat_psnr": self.repeat_psnr if math.isfinite(self.repeat_psnr) else None,
             "seconds": self.seconds,
+            "load": self.load,
             "notes": self.notes(),
             "arms": [arm.to_dict() for arm in self.arms],
         }
@@ -229,12 +239,21 @@ def judge(arm: ArmResult, beside: ArmResult | None) -> str:
     parts = [f"{saved} at {psnr.mean:.1f} dB"]
     if beside is not None:
         parts.append(against_fewer_steps(arm, beside))
-    speed = arm.speedup.median
-    if speed < 1.05:
-        parts.append(f"measured here it is no faster ({speed:.2f}x)")
-    else:
-        parts.append(f"measured {speed:.2f}x faster")
-    return "; ".join(parts)
+    return "; ".join([*parts, speed_in_words(arm.speedup)])
+
+
+def speed_in_words(speed: Ratio) -> str:
+    """Say whether the measured time differs from the uncached one beside it."""
+    if speed.low is None or speed.high is None:
+        return f"{speed.median:.2f}x as fast, timed once"
+    if speed.low > 1:
+        return f"measured {speed.median:.2f}x as fast"
+    if speed.high < 1:
+        return f"measured slower, {speed.median:.2f}x as fast"
+    return (
+        f"no clear change of speed was measured ({speed.median:.2f}x, 95 %: "
+        f"{speed.low:.2f}-{speed.high:.2f})"
+    )
 
 
 def against_fewer_steps(arm: ArmResult, beside: ArmResult) -> str:

@@ -8,7 +8,7 @@ for those that compute and one for those that skip; the first block is not run a
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Split(BaseException):
         self.lead = lead
 
 
+@runtime_checkable
 class Target(Protocol):
     """What a span needs to know of a denoiser; the plugins layer's `Denoiser` is one."""
 

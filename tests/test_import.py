@@ -81,6 +81,15 @@ def test_the_verbs_and_nothing_else_are_added(seen: dict[str, list[list[str]]]) 
     assert set(modular) == VERBS
 
 
+def test_every_public_name_resolves() -> None:
+    import skipstep
+
+    for name in skipstep.__all__:
+        assert getattr(skipstep, name) is not None
+    with pytest.raises(AttributeError, match="module 'skipstep' has no attribute 'enabel'"):
+        _ = skipstep.enabel
+
+
 def test_cuda_is_not_initialised(seen: dict[str, bool]) -> None:
     assert seen["cuda"] is False
 

@@ -57,6 +57,13 @@ def test_names_are_sorted_and_lower_case() -> None:
     assert all(catalog.TARGET.fullmatch(target) for target in catalog.BUILTIN.values())
 
 
+@pytest.mark.parametrize("name", catalog.BUILTIN)
+def test_every_plugin_of_ours_loads_and_has_defaults(name: str) -> None:
+    plugin = catalog.load(name)
+    assert plugin.summary and not plugin.summary.endswith(".")
+    assert plugin() == plugin()
+
+
 def test_another_distribution_adds_a_plugin(install: Install) -> None:
     install("fader", "[skipstep.plugins]\nfade = fader_plugin : Fade\n", "fader_plugin")
     assert "fade" in catalog.names()

@@ -25,22 +25,21 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from skipstep.pipelines.arms import BASELINE, Arm, equal_cost_steps, fewer_steps_arm, read_arms
 from skipstep.pipelines.comparison import ArmResult, Comparison, judge
 from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, ssim
-from skipstep.pipelines.pictures import read_pictures, to_bytes, to_image
+from skipstep.pipelines.pictures import read_pictures, to_bytes
 from skipstep.plugins import options
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.lifecycle import manager_of
 
 __all__ = ["Progress", "TextScore", "compare"]
 
-TextScore = Callable[[list[Image.Image], list[str]], Sequence[float]]
-Progress = Callable[[int, int, str], None]
 Pictures = Float[Tensor, "b f 3 height width"]
+Progress = Callable[[int, int, str], None]
+TextScore = Callable[[Float[Tensor, "b 3 height width"], list[str]], Float[Tensor, " b"]]
 
 # What compare sets itself in the pipeline's call.
 OURS = ("class_labels", "generator", "num_inference_steps", "output_type", "prompt", "return_dict")
@@ -97,7 +96,8 @@ def compare(
         repeats: how often each round is timed.
         batch_size: prompts in one pipeline call.
         keep_pictures: of how many prompts the pictures are kept for the page and the sheet.
-        text_score: pictures and prompts -> one number each, higher is better.
+        text_score: pictures in [-1, 1] and prompts -> one number each, higher is better. The
+            reference pipeline is scored by metrics/text.py unless another function is given.
         progress: called with the calls done, the calls of this pass and the name of the arm.
         call: passed on to the pipeline, for example guidance_scale=3.0.
 
@@ -123,6 +123,7 @@ def compare(
     )
     results = {arm.name: start_result(arm) for arm in (baseline, *chosen)}
     parameter = prompt_parameter(pipe)
+    scorer = own_text_score(pipe) if text_score is None else text_score
     started = time.perf_counter()
 
     def take(arm: Arm, batch: Batch) -> Taken:
@@ -137,7 +138,7 @@ def compare(
             for name, run in taken.items():
                 add_timing(results[name], run, truth)
                 if number < len(batches) and (is_first or name != BASELINE):
-                    add_quality(results[name], run, truth, batches[number], text_score)
+                    add_quality(results[name], run, truth, batches[number], scorer)
                     kept = outcome.pictures.setdefault(name, [])
                     kept += to_bytes(run.pictures)[: keep_pictures - len(kept)]
 
@@ -252,9 +253,9 @@ def add_quality(
             result.ssim += ssim(own, other).view(-1, frames).mean(1).tolist()
         result.feature_distance += feature_distance(own, other).view(-1, frames).mean(1).tolist()
     if text_score is not None:
-        images = [to_image(picture) for picture in to_bytes(run.pictures)]
-        scores = text_score(images, [str(prompt) for prompt in batch.prompts])
-        result.text_scores += [float(score) for score in scores]
+        middle = run.pictures[:, run.pictures.shape[1] // 2]
+        scores = text_score(middle, [str(prompt) for prompt in batch.prompts])
+        result.text_scores += scores.tolist()
     if run.report is not None:
         add_report(result, run.report, len(batch.seeds))
 
@@ -308,6 +309,17 @@ def match_costs(results: dict[str, ArmResult], chosen: Sequence[Arm]) -> list[Ar
         if any(result.flops_fraction is not None for result in results.values()):
             results[match.name].flops_fraction = match.steps / chosen[0].steps
     return sorted(beside.values(), key=lambda arm: -arm.steps)
+
+
+def own_text_score(pipe: Any) -> TextScore | None:
+    """Return the scorer that is valid for this pipeline: only the reference model's is."""
+    from skipstep.pipelines.reference.load import ReferencePipeline
+
+    if not isinstance(pipe, ReferencePipeline):
+        return None
+    from skipstep.pipelines.metrics.text import text_score
+
+    return text_score
 
 
 def prompt_parameter(pipe: Any) -> str:

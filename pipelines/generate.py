@@ -18,7 +18,7 @@ import torch
 
 from skipstep.pipelines.pictures import read_pictures, save_png, to_bytes, to_image
 from skipstep.plugins import options
-from skipstep.plugins.errors import PluginError
+from skipstep.plugins.errors import Incompatible, PluginError
 
 __all__ = ["Saved", "file_name", "generate", "load_pipeline", "size_arguments"]
 
@@ -85,7 +85,7 @@ def generate(
                 report = pipe.plugin_report() if plugins else None
                 pictures = read_pictures(result)
                 if pictures.shape[1] > 1:
-                    raise PluginError(
+                    raise Incompatible(
                         f"generate: {type(pipe).__name__} makes clips, not pictures: call it from "
                         "Python and use diffusers.utils.export_to_video"
                     )

@@ -74,7 +74,7 @@ def test_a_recipe_file_is_an_arm_and_a_way_to_generate(command: Any, tmp_path: P
     code, out, _ = command("generate", "a cat", "-o", str(tmp_path), "--recipe", str(path), *TINY)
     assert code == 0 and "fora(" in out
     code, out, _ = command("compare", "a cat", "-o", str(tmp_path), "-p", str(path), *TINY)
-    assert code == 0 and re.search(r"^fora:interval=2,warmup_steps=1 ", out, re.MULTILINE)
+    assert code == 0 and re.search(r"^fora:warmup_steps=1,interval=2 ", out, re.MULTILINE)
 
 
 def test_compare_prints_the_table_and_ends_with_where_the_pictures_are(

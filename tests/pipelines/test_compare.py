@@ -362,9 +362,14 @@ def test_only_the_pictures_asked_for_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "sheet.png").exists()
 
 
+def count_letters(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    assert images.shape == (len(prompts), 3, SIZE, SIZE)
+    return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
 def test_text_scores_are_taken_of_every_arm_but_not_twice_of_the_uncached_one() -> None:
-    outcome = run(text_score=lambda images, prompts: [len(prompt) / 10 for prompt in prompts])
-    assert {tuple(arm.text_scores) for arm in outcome.arms} == {(0.5, 0.5, 0.5)}
+    outcome = run(text_score=count_letters)
+    assert {tuple(arm.text_scores) for arm in outcome.arms} == {(5.0, 5.0, 5.0)}
 
 
 def test_the_pipeline_is_left_as_it_was_also_after_an_exception() -> None:

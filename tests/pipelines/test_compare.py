@@ -22,7 +22,7 @@ from skipstep.pipelines.compare_page import page
 from skipstep.pipelines.comparison import ArmResult, Comparison, judge, strip
 from skipstep.pipelines.intervals import bootstrap_interval, estimate, worst_decile
 from skipstep.pipelines.pictures import read_pictures, to_bytes
-from skipstep.plugins.errors import PluginError
+from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
 
@@ -455,5 +455,5 @@ def test_unusable_arguments_are_refused_in_words(given: dict[str, Any], message:
 
 
 def test_a_pipeline_without_pictures_is_refused_in_words() -> None:
-    with pytest.raises(TypeError, match="returned a SimpleNamespace without images or frames"):
+    with pytest.raises(Incompatible, match="returned a SimpleNamespace without images or frames"):
         read_pictures(SimpleNamespace(audios=[1]))

@@ -8,11 +8,13 @@ print(pipe.plugin_report())
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from skipstep.plugins.verbs import install as _install
 
 if TYPE_CHECKING:
+    from skipstep.pipelines.comparison import Comparison
     from skipstep.plugins.lifecycle import Handle
 
 __version__ = "0.1.0"
@@ -44,6 +46,13 @@ def enable(pipe: Any, plugin: Any, *, replace: bool = False, **options: Any) -> 
     return enable_plugin(pipe, plugin, replace=replace, **options)
 
 
+def _compare(self: Any, prompts: Sequence[Any], arms: Any = None, **options: Any) -> "Comparison":
+    """Run every arm and the uncached pipeline on the same prompts and seeds: `skipstep.compare`."""
+    from skipstep.pipelines.compare import compare
+
+    return compare(self, prompts, arms, **options)
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
@@ -54,4 +63,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-_install()
+_install(compare=_compare)

@@ -38,6 +38,7 @@ class Split(BaseException):
 
 
 @runtime_checkable
+@runtime_checkable
 class Target(Protocol):
     """What a span needs to know of a denoiser; the plugins layer's `Denoiser` is one."""
 

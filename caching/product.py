@@ -5,7 +5,7 @@ Cache with TaylorSeer's forecast. The papers' caches are the named rows of this 
 are here to be tried. A gate, forecaster or span of your own may be given as an object.
 
 One pair has no meaning and is refused: a gate that looks at the first block needs a span that still
-runs the first block on a skip, which only `residual` does.
+runs that block on a skip, which `output` does not.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
-from skipstep.caching.spans.output import Output
+from skipstep.caching.spans.output import Output, first_block_refusal
 from skipstep.caching.spans.residual import Residual
 
 __all__ = ["Cache"]
@@ -87,11 +87,8 @@ class Cache(CachePlugin):
         ):
             if not isinstance(part, kind):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
-        if self.gate.looks_at == "first_block" and not isinstance(self.span, Residual):
-            raise ValueError(
-                f"gate {self.gate.type!r} looks at the first block, which span {self.span.type!r} "
-                "does not run on a skip: use span 'residual', or a gate such as 'easycache'"
-            )
+        if self.gate.looks_at == "first_block" and isinstance(self.span, Output):
+            raise ValueError(first_block_refusal(self.gate))
 
     def parts(self) -> Parts:
         """Return the three parts; an interval gate without a warm-up takes the plugin's."""

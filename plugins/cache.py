@@ -24,7 +24,7 @@ from skipstep.caching.base import CachePlugin, Choice, Seen, Step
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
-from skipstep.plugins.fingerprint import differences, fingerprint
+from skipstep.plugins.fingerprint import mismatches
 from skipstep.plugins.flops import Meter
 from skipstep.plugins.profile import Denoiser, Profile
 from skipstep.plugins.report import Call, Report
@@ -146,8 +146,8 @@ class DenoiserCache:
         report.notes += [note for note in self.contract.notes if note not in report.notes]
         made_for = self.plugin.made_for()
         if made_for is not None:
-            now = fingerprint(run.pipe, steps=run.count)
-            report.notes += [f"{self.plugin.name}: {each}" for each in differences(made_for, now)]
+            unlike = mismatches(made_for, run.pipe, steps=run.count)
+            report.notes += [f"{self.plugin.name}: {each}" for each in unlike]
         if any(field.name == "threshold" for field in dataclasses.fields(self.plugin)):
             report.threshold_option = "threshold"
         flops = self.meter.totals(calls)

@@ -13,9 +13,10 @@ from typing import Any
 import diffusers
 import torch
 
+from skipstep.caching.artefact import differences
 from skipstep.plugins.profile import profile
 
-__all__ = ["differences", "fingerprint"]
+__all__ = ["fingerprint", "mismatches"]
 
 MUST_MATCH = ("denoisers", "scheduler", "adapters", "steps")
 """Entries whose difference is worth a word; versions and sizes are recorded for the reader."""
@@ -36,13 +37,10 @@ def fingerprint(pipe: Any, **of_the_run: Any) -> dict[str, Any]:
     }
 
 
-def differences(made_for: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in words in what two fingerprints differ, as far as both know."""
-    return [
-        f"{key}: made for {made_for[key]!r}, used on {now[key]!r}"
-        for key in MUST_MATCH
-        if key in made_for and key in now and made_for[key] != now[key]
-    ]
+def mismatches(made_for: Mapping[str, Any], pipe: Any, **of_the_run: Any) -> list[str]:
+    """Say in words in what a calibrated file does not fit a pipeline, as far as the file knows."""
+    binding = {key: made_for[key] for key in MUST_MATCH if key in made_for}
+    return differences(binding, fingerprint(pipe, **of_the_run))
 
 
 def _config_hash(component: Any) -> str:

@@ -3,7 +3,7 @@ is used.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,10 +161,14 @@ VERBS = {
 }
 
 
-def install() -> None:
-    """Add the verbs to diffusers' two pipeline bases; a second call changes nothing."""
+def install(**more: Callable[..., Any]) -> None:
+    """Add the verbs, and `more` of them, to diffusers' two pipeline bases; again changes nothing.
+
+    A layer above this one has verbs to add too (`compare`).
+    """
     from diffusers import DiffusionPipeline, ModularPipeline
 
     for base in (DiffusionPipeline, ModularPipeline):
-        for name, verb in VERBS.items():
-            setattr(base, name, verb)
+        for name, verb in (VERBS | more).items():
+            if name not in vars(base):
+                setattr(base, name, verb)

@@ -15,7 +15,7 @@ from torch import nn
 from skipstep.caching.base import Gate, Span
 from skipstep.caching.passes import Pass, Target
 
-__all__ = ["Output"]
+__all__ = ["Output", "first_block_refusal"]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -29,14 +29,7 @@ class Output(Span):
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why the output cannot be cached under this gate, or None."""
-        if gate.looks_at == "first_block":
-            return (
-                f"gate {gate.type!r} decides behind the first block, the output span skips that "
-                "block too: "
-                "use span 'residual', or a gate that looks at the input ('easycache') or the step "
-                "('interval')"
-            )
-        return None
+        return first_block_refusal(gate) if gate.looks_at == "first_block" else None
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return no place inside the model."""
@@ -56,3 +49,12 @@ class Output(Span):
     ) -> Any:
         """Run the call: this span wraps nothing inside the model."""
         return call_next(*args, **kwargs)
+
+
+def first_block_refusal(gate: Gate[Any]) -> str:
+    """Say why a gate that looks at the first block cannot stand in front of the whole output."""
+    return (
+        f"gate {gate.type!r} decides behind the first block, the output span skips that block too: "
+        "use span 'residual', or a gate that looks at the input ('easycache') or the step "
+        "('interval')"
+    )

@@ -71,10 +71,14 @@ def test_what_is_unknown_is_refused_by_name(options: dict[str, Any], message: st
         Cache(**options)
 
 
-@pytest.mark.parametrize("span", ["output", "modules", "deep_features"])
-def test_a_gate_that_needs_the_first_block_refuses_spans_that_skip_it(span: str) -> None:
-    with pytest.raises(ValidationError, match="use span 'residual', or a gate such as"):
-        Cache(gate="first_block", span=span)  # type: ignore[arg-type]
+def test_a_gate_that_needs_the_first_block_refuses_the_span_that_skips_it() -> None:
+    with pytest.raises(ValidationError, match="use span 'residual', or a gate that looks at"):
+        Cache(gate="first_block", span="output")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("span", ["residual", "modules", "deep_features"])
+def test_a_gate_that_needs_the_first_block_takes_spans_that_run_it(span: str) -> None:
+    assert Cache(gate="first_block", span=span).parts().span.type == span  # type: ignore[arg-type]
 
 
 def test_a_part_of_your_own_is_taken_as_an_object() -> None:

@@ -28,7 +28,7 @@ FIELDS = {
 }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(options=st.fixed_dictionaries({}, optional=FIELDS), for_pipeline=st.none() | st.just("Flux"))
 def test_what_is_saved_comes_back(
     toys: Any, tmp_path: Path, options: dict[str, Any], for_pipeline: str | None
@@ -135,7 +135,7 @@ def test_a_missing_file_is_a_missing_file(tmp_path: Path) -> None:
 
 
 @given(data=st.binary(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_read_or_refused_in_words(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "any.yaml"
     path.write_bytes(data)

@@ -161,11 +161,13 @@ def compare(
     call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
     if guidance is not None:
         call["guidance_scale"] = guidance
+    wanted, arms = prompts or default_prompts(), plugin or list(DEFAULT_ARMS)
+    typer.echo(f"comparing {', '.join(arms)} on {len(wanted)} prompts", err=True)
     with progress_bar() as progress:
         outcome = compare_arms(
             pipe,
-            prompts or default_prompts(),
-            plugin or list(DEFAULT_ARMS),
+            wanted,
+            arms,
             steps=steps,
             seed=seed,
             repeats=repeats,

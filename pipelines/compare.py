@@ -399,7 +399,10 @@ def bare(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def silent(pipe: Any) -> Iterator[None]:
-    """Hide the pipeline's progress bar for a while."""
+    """Hide the pipeline's progress bar for a while; modular ones cannot restore it and keep it."""
+    if not hasattr(pipe, "progress_bar"):
+        yield
+        return
     before = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:

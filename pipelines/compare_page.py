@@ -76,7 +76,7 @@ def fragment(comparison: Comparison) -> str:
     for arm, row in rows:
         kind = {"fewer steps": "fewer", "plugins": "plugins", "baseline": "baseline"}[arm.kind]
         lines.append(
-            f'<tr class="{kind}">{"".join(f"<td>{breakable(row[i])}</td>" for i in used)}</tr>'
+            f'<tr class="{kind}">{"".join(f"<td>{in_cell(row[i])}</td>" for i in used)}</tr>'
         )
     body = "".join(lines)
     inside = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -134,6 +134,14 @@ def mean_timeline(timelines: Sequence[Sequence[float]]) -> list[float]:
 def breakable(text: str) -> str:
     """Return the text escaped, with places after commas and colons where a line may break."""
     return re.sub(r"([,:])(?=\S)", r"\1<wbr>", escape(text))
+
+
+def in_cell(text: str) -> str:
+    """Return the text of a cell escaped, what follows the number in small letters below it."""
+    head, space, tail = text.partition(" (")
+    if not space:
+        return breakable(text)
+    return f"{breakable(head)}<small>{escape(tail.replace(')', '', 1))}</small>"
 
 
 def sentence(text: str) -> str:

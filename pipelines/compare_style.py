@@ -43,6 +43,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
   font-size: 14px; }
 th, td { padding: 9px 10px; text-align: right; white-space: nowrap;
   border-top: 1px solid var(--line); }
+td small { display: block; font-size: 12px; color: var(--soft); }
 th { color: var(--soft); font-weight: 500; border-top: 0; }
 th:first-child, td:first-child { text-align: left; }
 td:first-child { font-family: ui-monospace, Menlo, "DejaVu Sans Mono", monospace;

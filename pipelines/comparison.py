@@ -180,7 +180,7 @@ class Comparison:
             "blocks: share of the block computations executed. PSNR, SSIM (higher is closer) and "
             "LPe (a feature distance, lower is closer; not LPIPS) to the uncached picture of the "
             "same seed; worst: mean of the worst tenth. Speed-up: median over rounds, of whole "
-            "pipeline calls.",
+            "pipeline calls. In brackets: 95 % intervals.",
         ]
         if self.load is not None and self.load > BUSY * (os.cpu_count() or 1):
             found.append(
@@ -304,7 +304,7 @@ COLUMNS = (
     "s/picture",
     "CPU s",
     "speed-up",
-    "PSNR dB (95 %)",
+    "PSNR dB",
     "worst",
     "SSIM",
     "LPe",

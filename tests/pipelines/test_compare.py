@@ -281,6 +281,16 @@ def test_a_busy_machine_is_named() -> None:
     assert "Other programs kept this machine busy (load 1000.0 on" in str(outcome)
 
 
+def test_a_warning_that_comes_after_every_call_is_kept_once() -> None:
+    class Warning(FakePipeline):
+        def plugin_report(self) -> Any:
+            self.report.warnings = [f"took {len(self.calls)}.5 s", "switch it off"]
+            return self.report
+
+    found = run(Warning())["fora:interval=2"].warnings
+    assert len(found) == 2 and found[1] == "switch it off"
+
+
 def test_a_plugin_that_skipped_nothing_is_told_so_with_the_reason() -> None:
     outcome = run(arms="fora:interval=1")
     arm = outcome["fora:interval=1"]

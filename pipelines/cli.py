@@ -8,6 +8,7 @@ imported late.
 import contextlib
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,9 +62,10 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")
 def print_version(is_wanted: bool) -> bool:
     """Print the version and leave."""
     if is_wanted:
-        from skipstep import __version__
-
-        typer.echo(f"skipstep {__version__}")
+        try:
+            typer.echo(f"skipstep {metadata.version('skipstep')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("skipstep (used from its sources, not installed)")
         raise typer.Exit
     return is_wanted
 

@@ -282,12 +282,12 @@ def test_a_busy_machine_is_named() -> None:
 
 
 def test_a_warning_that_comes_after_every_call_is_kept_once() -> None:
-    class Warning(FakePipeline):
+    class Noisy(FakePipeline):
         def plugin_report(self) -> Any:
             self.report.warnings = [f"took {len(self.calls)}.5 s", "switch it off"]
             return self.report
 
-    found = run(Warning())["fora:interval=2"].warnings
+    found = run(Noisy())["fora:interval=2"].warnings
     assert len(found) == 2 and found[1] == "switch it off"
 
 

@@ -8,7 +8,6 @@ imported late.
 import contextlib
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,10 +61,8 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")
 def print_version(is_wanted: bool) -> bool:
     """Print the version and leave."""
     if is_wanted:
-        try:
-            typer.echo(f"skipstep {metadata.version('skipstep')}")
-        except metadata.PackageNotFoundError:
-            typer.echo("skipstep (used from its sources, not installed)")
+        # The root package is above this layer, but it is our parent and so loaded already.
+        typer.echo(f"skipstep {sys.modules['skipstep'].__version__}")
         raise typer.Exit
     return is_wanted
 

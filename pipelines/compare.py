@@ -91,8 +91,7 @@ def compare(
 
     Raises PluginError for unusable arguments and arms.
     """
-    if isinstance(prompts, str):
-        prompts = [prompts]
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
     check_arguments(prompts, seeds, call, steps=steps, repeats=repeats, batch_size=batch_size)
     chosen = read_arms([active_plugins(pipe)] if arms is None else arms, steps)

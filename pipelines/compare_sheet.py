@@ -88,6 +88,6 @@ def wrap(
             cut = max(line.rfind(mark) for mark in " ,:") + 1
             cut = cut if cut > 0 else len(line)
             lines.append(line[:cut].rstrip())
-            line = line[cut:]
+            line = line[cut:].lstrip()
         line += letter
     return [*lines, line]

@@ -1,6 +1,4 @@
-"""A run counts steps and guidance branches where the pipeline does not tell, and serves one pipeline
-call only.
-"""
+"""A run counts steps and guidance branches where the pipeline does not tell, for one call of it."""
 
 import copy
 import threading

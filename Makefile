@@ -30,12 +30,11 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# From a clean copy of what git tracks: a build in the working tree leaves build/lib behind, and the
-# next wheel would ship files that were deleted since.
+# From a clean copy of what git has staged: a build in the working tree leaves build/lib behind, and
+# the next wheel would ship files that were deleted since.
 wheel: .venv/.installed-dev
 	rm -rf build/wheel dist
-	mkdir -p build/wheel
-	git ls-files -z | xargs -0 cp --parents -t build/wheel
+	git checkout-index --all --prefix=build/wheel/
 	$(BIN)/python -m build --outdir dist build/wheel
 
 constraints:

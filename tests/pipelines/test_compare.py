@@ -19,9 +19,11 @@ from PIL import Image
 from skipstep.pipelines.arms import equal_cost_steps
 from skipstep.pipelines.compare import compare
 from skipstep.pipelines.compare_page import page
-from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio, judge, speed_in_words, strip
+from skipstep.pipelines.compare_text import strip
+from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio
 from skipstep.pipelines.intervals import bootstrap_interval, estimate, worst_decile
 from skipstep.pipelines.pictures import read_pictures, to_bytes
+from skipstep.pipelines.verdicts import judge, speed_in_words
 from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
@@ -327,6 +329,15 @@ def test_the_text_holds_table_timeline_and_verdicts() -> None:
     assert "fora:interval=2  #.#.#.#.#." in text
     assert re.search(r"^5 steps, uncached +5 +50% ", text, re.MULTILINE)
     assert "LPIPS)" in text and "not LPIPS" in text
+
+
+def test_the_table_drops_columns_until_it_fits_and_prose_is_wrapped() -> None:
+    outcome = run(arms="fora:interval=2")
+    assert max(map(len, outcome.text(80).splitlines())) <= 80
+    (narrow,) = (line for line in outcome.text(80).splitlines() if line.startswith("arm "))
+    (whole,) = (line for line in outcome.text().splitlines() if line.startswith("arm "))
+    assert "PSNR dB" in narrow and "speed-up" in narrow
+    assert "cache" in whole and "cache" not in narrow
 
 
 def test_json_is_strict_and_complete(tmp_path: Path) -> None:

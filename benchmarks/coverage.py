@@ -82,18 +82,17 @@ def rounded(value: Any) -> Any:
 
 def measure() -> dict[str, Any]:
     """Run every preset on every family."""
-    rows = {}
+    rows: dict[str, Any] = {}
     for family in FAMILIES:
         tiny = tiny_pipeline(family)
+        cells = {preset: cell(tiny, preset) for preset in PRESETS}
         rows[family] = {
             "pipeline": type(tiny.pipe).__name__,
             "denoiser": type(getattr(tiny.pipe, tiny.denoiser)).__name__,
             "guidance": tiny.guidance,
-            "cells": {preset: cell(tiny, preset) for preset in PRESETS},
+            "cells": cells,
         }
-        print(
-            f"{family}: " + ", ".join(f"{p} {shown(c)}" for p, c in rows[family]["cells"].items())
-        )
+        print(f"{family}: " + ", ".join(f"{name} {shown(c)}" for name, c in cells.items()))
     return {
         "command": COMMAND,
         "steps": STEPS,

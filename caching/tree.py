@@ -29,9 +29,13 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """Return the tensors of a nesting, left to right."""
-    found: list[Tensor] = []
-    map_tensors(tree, found.append)
-    return found
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        return [tensor for entry in tree for tensor in tensors_in(entry)]
+    return []
 
 
 def rows_of(main: Any) -> int:

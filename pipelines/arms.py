@@ -51,12 +51,13 @@ def read_arms(arms: Any, steps: int) -> list[Arm]:
         read = [Arm(str(name), "plugins", steps, read_recipe(arm)) for name, arm in arms.items()]
     else:
         listed = list(arms) if isinstance(arms, Sequence) and not isinstance(arms, str) else [arms]
-        recipes = [read_recipe(arm) for arm in listed]
-        names = [" + ".join(spec(plugin) for plugin in plugins) for plugins in recipes]
-        read = [
-            Arm(name, "plugins", steps, plugins)
-            for name, plugins in zip(names, recipes, strict=True)
-        ]
+        read = []
+        for arm in listed:
+            plugins = read_recipe(arm)
+            # What was typed is what is shown; a file or an object is shown by what it holds.
+            is_typed = isinstance(arm, str) and not is_file(arm)
+            name = arm.strip() if is_typed else " + ".join(spec(plugin) for plugin in plugins)
+            read.append(Arm(name, "plugins", steps, plugins))
     if not read:
         raise PluginError(
             "compare: no arms given: name at least one recipe, for example "
@@ -74,7 +75,7 @@ def read_arms(arms: Any, steps: int) -> list[Arm]:
 
 def read_recipe(given: Any) -> tuple[Any, ...]:
     """Return the plugins of one arm."""
-    if isinstance(given, Path) or (isinstance(given, str) and given.endswith((".yaml", ".yml"))):
+    if is_file(given):
         return tuple(recipe.load(Path(given)))
     if isinstance(given, str):
         texts = given.split(" + ")
@@ -84,6 +85,11 @@ def read_recipe(given: Any) -> tuple[Any, ...]:
     if isinstance(given, Sequence):
         return tuple(plugin for part in given for plugin in read_recipe(part))
     return (options.build(given),)
+
+
+def is_file(given: Any) -> bool:
+    """Say whether an arm is given as the path of a recipe file."""
+    return isinstance(given, Path) or (isinstance(given, str) and given.endswith((".yaml", ".yml")))
 
 
 def equal_cost_steps(steps: int, fraction: float) -> int | None:

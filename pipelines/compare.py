@@ -7,15 +7,18 @@ How it is measured:
   a round, then their median.
 - A first round is not timed (allocations, lazy imports). Its uncached pictures are compared with
   those of the next round, which tells whether the pipeline repeats itself at all.
+- Attaching is not timed, nor is a run of two steps after it: a plugin learns the model on its first
+  pass, and a user attaches it once.
 - In a second pass the "fewer steps at equal cost" arms (see arms.py) run beside the uncached arm
-again.
+  again.
 - Fidelity is measured to the uncached picture, on floats before they are rounded to 8 bits
-(metrics/fidelity.py).
+  (metrics/fidelity.py).
 """
 
 import inspect
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -25,23 +28,23 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from skipstep.pipelines.arms import BASELINE, Arm, equal_cost_steps, fewer_steps_arm, read_arms
 from skipstep.pipelines.comparison import ArmResult, Comparison, judge
 from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, ssim
-from skipstep.pipelines.pictures import read_pictures, to_bytes, to_image
+from skipstep.pipelines.pictures import read_pictures, to_bytes
 from skipstep.plugins import options
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.lifecycle import manager_of
 
 __all__ = ["Progress", "TextScore", "compare"]
 
-TextScore = Callable[[list[Image.Image], list[str]], Sequence[float]]
-Progress = Callable[[int, int, str], None]
 Pictures = Float[Tensor, "b f 3 height width"]
+Progress = Callable[[int, int, str], None]
+TextScore = Callable[[Float[Tensor, "b 3 height width"], list[str]], Float[Tensor, " b"]]
 
+LEARNING_STEPS = 2
 # What compare sets itself in the pipeline's call.
 OURS = ("class_labels", "generator", "num_inference_steps", "output_type", "prompt", "return_dict")
 
@@ -97,7 +100,8 @@ def compare(
         repeats: how often each round is timed.
         batch_size: prompts in one pipeline call.
         keep_pictures: of how many prompts the pictures are kept for the page and the sheet.
-        text_score: pictures and prompts -> one number each, higher is better.
+        text_score: pictures in [-1, 1] and prompts -> one number each, higher is better. The
+            reference pipeline is scored by metrics/text.py unless another function is given.
         progress: called with the calls done, the calls of this pass and the name of the arm.
         call: passed on to the pipeline, for example guidance_scale=3.0.
 
@@ -120,9 +124,11 @@ def compare(
         steps=steps,
         batch_size=batch_size,
         machine=describe_machine(pipe),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
     results = {arm.name: start_result(arm) for arm in (baseline, *chosen)}
     parameter = prompt_parameter(pipe)
+    scorer = own_text_score(pipe) if text_score is None else text_score
     started = time.perf_counter()
 
     def take(arm: Arm, batch: Batch) -> Taken:
@@ -137,7 +143,7 @@ def compare(
             for name, run in taken.items():
                 add_timing(results[name], run, truth)
                 if number < len(batches) and (is_first or name != BASELINE):
-                    add_quality(results[name], run, truth, batches[number], text_score)
+                    add_quality(results[name], run, truth, batches[number], scorer)
                     kept = outcome.pictures.setdefault(name, [])
                     kept += to_bytes(run.pictures)[: keep_pictures - len(kept)]
 
@@ -202,15 +208,21 @@ def rounds(
 
 def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken:
     """Make one batch of pictures with the arm's plugins on; attaching them is not timed."""
-    # Generators of the CPU give every device the same noise.
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
     on_gpu = device_of(pipe).type == "cuda"
     with pipe.plugins(*arm.plugins) if arm.plugins else nullcontext():
+        if arm.plugins:
+            pipe(
+                **call,
+                num_inference_steps=LEARNING_STEPS,
+                generator=generators(batch),
+                output_type="np",
+            )
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
+        noise = generators(batch)
         cpu_started, started = time.process_time(), time.perf_counter()
-        result = pipe(**call, num_inference_steps=arm.steps, generator=generators, output_type="np")
+        result = pipe(**call, num_inference_steps=arm.steps, generator=noise, output_type="np")
         if on_gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
@@ -223,6 +235,11 @@ def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         report=report,
     )
+
+
+def generators(batch: Batch) -> list[torch.Generator]:
+    """Return one generator a picture; those of the CPU give every device the same noise."""
+    return [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
 
 
 def start_result(arm: Arm) -> ArmResult:
@@ -252,9 +269,9 @@ def add_quality(
             result.ssim += ssim(own, other).view(-1, frames).mean(1).tolist()
         result.feature_distance += feature_distance(own, other).view(-1, frames).mean(1).tolist()
     if text_score is not None:
-        images = [to_image(picture) for picture in to_bytes(run.pictures)]
-        scores = text_score(images, [str(prompt) for prompt in batch.prompts])
-        result.text_scores += [float(score) for score in scores]
+        middle = run.pictures[:, run.pictures.shape[1] // 2]
+        scores = text_score(middle, [str(prompt) for prompt in batch.prompts])
+        result.text_scores += scores.tolist()
     if run.report is not None:
         add_report(result, run.report, len(batch.seeds))
 
@@ -275,9 +292,14 @@ def add_report(result: ArmResult, report: Any, pictures: int) -> None:
     result.cache_bytes = max(result.cache_bytes, report.bytes_held)
     result.timelines.append(timeline(report))
     result.report_verdict = report.verdict
-    for warning in report.warnings:
-        if warning not in result.warnings:
-            result.warnings.append(warning)
+    # One warning comes with other numbers after every call: the first of a kind stands for all.
+    known = {without_numbers(warning) for warning in result.warnings}
+    result.warnings += [text for text in report.warnings if without_numbers(text) not in known]
+
+
+def without_numbers(text: str) -> str:
+    """Return the text with every number blotted out."""
+    return re.sub(r"\d[\d.,]*", "#", text)
 
 
 def timeline(report: Any) -> list[float]:
@@ -308,6 +330,17 @@ def match_costs(results: dict[str, ArmResult], chosen: Sequence[Arm]) -> list[Ar
         if any(result.flops_fraction is not None for result in results.values()):
             results[match.name].flops_fraction = match.steps / chosen[0].steps
     return sorted(beside.values(), key=lambda arm: -arm.steps)
+
+
+def own_text_score(pipe: Any) -> TextScore | None:
+    """Return the scorer that is valid for this pipeline: only the reference model's is."""
+    from skipstep.pipelines.reference.load import ReferencePipeline
+
+    if not isinstance(pipe, ReferencePipeline):
+        return None
+    from skipstep.pipelines.metrics.text import text_score
+
+    return text_score
 
 
 def prompt_parameter(pipe: Any) -> str:
@@ -372,7 +405,10 @@ def bare(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def silent(pipe: Any) -> Iterator[None]:
-    """Hide the pipeline's progress bar for a while."""
+    """Hide the pipeline's progress bar for a while; modular ones cannot restore it and keep it."""
+    if not hasattr(pipe, "progress_bar"):
+        yield
+        return
     before = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:

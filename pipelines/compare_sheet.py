@@ -31,8 +31,8 @@ def draw_sheet(comparison: Comparison) -> Image.Image | None:
         return None
     arms = in_pairs(arms)
     rows = min(MOST_ROWS, len(comparison.pictures[arms[0].name]))
-    sample = to_image(comparison.pictures[arms[0].name][0], largest=CELL)
-    cell_width, cell_height = max(sample.width, 128), max(sample.height, 64)
+    sample = fitted(comparison, arms[0], 0)
+    cell_width, cell_height = sample.size
     width = SIDE + len(arms) * (cell_width + GAP) + GAP
     height = HEAD + rows * (cell_height + GAP) + GAP
     sheet = Image.new("RGB", (width, height), BACK)
@@ -54,9 +54,16 @@ def draw_sheet(comparison: Comparison) -> Image.Image | None:
         ):
             draw.text((GAP, top + 20 * place), line, fill=INK, font=name_font)
         for column, arm in enumerate(arms):
-            picture = to_image(comparison.pictures[arm.name][row], largest=CELL)
-            sheet.paste(picture, (SIDE + column * (cell_width + GAP), top))
+            sheet.paste(fitted(comparison, arm, row), (SIDE + column * (cell_width + GAP), top))
     return sheet
+
+
+def fitted(comparison: Comparison, arm: ArmResult, row: int) -> Image.Image:
+    """Return a picture with its longer side at CELL pixels."""
+    picture = to_image(comparison.pictures[arm.name][row])
+    scale = CELL / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def summary(arm: ArmResult) -> str:
@@ -81,6 +88,6 @@ def wrap(
             cut = max(line.rfind(mark) for mark in " ,:") + 1
             cut = cut if cut > 0 else len(line)
             lines.append(line[:cut].rstrip())
-            line = line[cut:]
+            line = line[cut:].lstrip()
         line += letter
     return [*lines, line]

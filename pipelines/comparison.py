@@ -8,6 +8,7 @@ be told apart.
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,11 @@ from skipstep.pipelines.pictures import write_whole
 __all__ = ["ArmResult", "Comparison", "Ratio"]
 
 FULL = 0.9995
+# With fewer pairs not even the same sign every time is significant at 5 % (two-sided: 2 / 2^6).
+LEAST_PAIRS = 6
+# Identical pictures count as this many decibels where two arms are compared; float32 ends here.
+CAP = 120.0
+BUSY = 0.6
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,13 @@ class Ratio:
     median: float
     low: float | None
     high: float | None
+    count: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Ratio":
         """Summarise one ratio per timing."""
         low, high = bootstrap_interval(values, statistic=median_of_rows) or (None, None)
-        return cls(statistics.median(values), low, high)
+        return cls(statistics.median(values), low, high, len(values))
 
 
 @dataclass
@@ -119,6 +126,8 @@ class Comparison:
     repeat_psnr: float = math.inf
     """PSNR between two runs of the first batch's uncached pictures: infinite if repeatable."""
     seconds: float = 0.0
+    load: float | None = None
+    """One-minute load average of the machine before the first call, where the system tells it."""
     pictures: dict[str, list[NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
     """Arm name -> 8-bit pictures [height, width, 3] of the first prompts, videos' middle frames."""
 
@@ -171,8 +180,13 @@ class Comparison:
             "blocks: share of the block computations executed. PSNR, SSIM (higher is closer) and "
             "LPe (a feature distance, lower is closer; not LPIPS) to the uncached picture of the "
             "same seed; worst: mean of the worst tenth. Speed-up: median over rounds, of whole "
-            "pipeline calls.",
+            "pipeline calls. In brackets: 95 % intervals.",
         ]
+        if self.load is not None and self.load > BUSY * (os.cpu_count() or 1):
+            found.append(
+                f"Other programs kept this machine busy (load {self.load:.1f} on {os.cpu_count()} "
+                "cores at the start): read the ratios and the CPU seconds, not the seconds."
+            )
         if len(self.prompts) < 10:
             found.append(
                 f"{len(self.prompts)} prompts are few: intervals are too narrow below about ten."
@@ -192,6 +206,7 @@ class Comparison:
             "repeatable": math.isinf(self.repeat_psnr),
             "repeat_psnr": self.repeat_psnr if math.isfinite(self.repeat_psnr) else None,
             "seconds": self.seconds,
+            "load": self.load,
             "notes": self.notes(),
             "arms": [arm.to_dict() for arm in self.arms],
         }
@@ -229,12 +244,22 @@ def judge(arm: ArmResult, beside: ArmResult | None) -> str:
     parts = [f"{saved} at {psnr.mean:.1f} dB"]
     if beside is not None:
         parts.append(against_fewer_steps(arm, beside))
-    speed = arm.speedup.median
-    if speed < 1.05:
-        parts.append(f"measured here it is no faster ({speed:.2f}x)")
-    else:
-        parts.append(f"measured {speed:.2f}x faster")
-    return "; ".join(parts)
+    return "; ".join([*parts, speed_in_words(arm.speedup)])
+
+
+def speed_in_words(speed: Ratio) -> str:
+    """Say whether the measured time differs from the uncached one beside it."""
+    if speed.low is None or speed.high is None or speed.count < LEAST_PAIRS:
+        times = "once" if speed.count == 1 else f"{speed.count} times"
+        return f"{speed.median:.2f}x as fast, timed only {times}"
+    if speed.low > 1:
+        return f"measured {speed.median:.2f}x as fast"
+    if speed.high < 1:
+        return f"measured slower, {speed.median:.2f}x as fast"
+    return (
+        f"no clear change of speed was measured ({speed.median:.2f}x, 95 %: "
+        f"{speed.low:.2f}-{speed.high:.2f})"
+    )
 
 
 def against_fewer_steps(arm: ArmResult, beside: ArmResult) -> str:
@@ -243,10 +268,14 @@ def against_fewer_steps(arm: ArmResult, beside: ArmResult) -> str:
     if theirs.mean is None:
         return f"{beside.steps} uncached steps at the same cost give identical pictures: use those"
     same = f"the same cost in fewer steps ({beside.steps})"
-    pairs = zip(arm.psnr, beside.psnr, strict=True)
-    gains = [own - other for own, other in pairs if math.isfinite(own) and math.isfinite(other)]
+    pairs = [
+        (min(own, CAP), min(other, CAP))
+        for own, other in zip(arm.psnr, beside.psnr, strict=True)
+        if not math.isnan(own) and not math.isnan(other)
+    ]
+    gains = [own - other for own, other in pairs]
     interval = bootstrap_interval(gains)
-    if interval is None:
+    if interval is None or len(gains) < LEAST_PAIRS:
         return f"{same} gives {theirs.mean:.1f} dB (too few prompts to judge the difference)"
     if interval[0] > 0:
         return f"{same} gives only {theirs.mean:.1f} dB"
@@ -275,12 +304,13 @@ COLUMNS = (
     "s/picture",
     "CPU s",
     "speed-up",
-    "PSNR dB (95 %)",
+    "PSNR dB",
     "worst",
     "SSIM",
     "LPe",
     "text",
     "cache",
+    "peak",
 )
 
 
@@ -317,6 +347,7 @@ def cells(arm: ArmResult) -> list[str]:
         else number(found["feature_distance"].mean, ".3f"),
         "" if found.get("text_scores") is None else number(found["text_scores"].mean, ".3f"),
         "" if arm.cache_bytes == 0 else f"{arm.cache_bytes / 2**20:.1f} MiB",
+        "" if arm.peak_bytes is None else f"{arm.peak_bytes / 2**30:.2f} GiB",
     ]
 
 

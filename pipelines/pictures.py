@@ -17,23 +17,33 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin, features
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-__all__ = ["data_uri", "read_pictures", "save_png", "to_bytes", "to_image", "write_whole"]
+from skipstep.plugins.errors import Incompatible, PluginError
+
+__all__ = [
+    "data_uri",
+    "read_metadata",
+    "read_pictures",
+    "save_png",
+    "to_bytes",
+    "to_image",
+    "write_whole",
+]
 
 
 def read_pictures(result: Any) -> Float[Tensor, "b f 3 height width"]:
     """Return the pictures of a pipeline's result, made with output_type="np", as floats in [-1, 1].
 
-    Raises TypeError for pipelines that return something else than pictures or video frames.
+    Raises Incompatible for pipelines that return something else than pictures or video frames.
     """
     for name in ("images", "frames", "videos"):
         found = result.get(name) if hasattr(result, "get") else getattr(result, name, None)
         if found is not None:
             break
     else:
-        raise TypeError(
+        raise Incompatible(
             f"the pipeline returned a {type(result).__name__} without images or frames: only "
             "pipelines that make pictures or videos can be compared"
         )
@@ -43,7 +53,7 @@ def read_pictures(result: Any) -> Float[Tensor, "b f 3 height width"]:
     if pictures.ndim == 4:
         pictures = pictures[:, None]
     if pictures.ndim != 5 or pictures.shape[-1] != 3:
-        raise TypeError(
+        raise Incompatible(
             f"the pipeline returned pictures of shape {tuple(pictures.shape)}: RGB pictures "
             "[b, height, width, 3] or videos [b, f, height, width, 3] can be compared"
         )
@@ -87,6 +97,23 @@ def save_png(image: Image.Image, path: Path, metadata: Mapping[str, Any] | None 
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=chunks)
     write_whole(path, buffer.getvalue())
+
+
+def read_metadata(path: Path) -> str:
+    """Return the JSON in a PNG's text chunk `skipstep`.
+
+    Raises PluginError for files without one.
+    """
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get("skipstep")
+    except UnidentifiedImageError:
+        text = None
+    if text is None:
+        raise PluginError(
+            f"{path} says nothing about how it was made: only PNGs written by skipstep do"
+        )
+    return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ A recipe comes from someone else as often as not. It is data only: no tags, no a
 keys, no key twice, at most one megabyte.
 """
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def save(path: str | Path, plugins: Sequence[Plugin], for_pipeline: str | None = None) -> None:
+def save(
+    path: str | os.PathLike[str], plugins: Sequence[Plugin], for_pipeline: str | None = None
+) -> None:
     """Write plugins to a recipe, replacing the file; only options that are not the default.
 
     Args:
@@ -77,12 +80,12 @@ def save(path: str | Path, plugins: Sequence[Plugin], for_pipeline: str | None =
     Path(path).write_text(text, encoding="utf-8")
 
 
-def load(path: str | Path) -> list[Plugin]:
+def load(path: str | os.PathLike[str]) -> list[Plugin]:
     """Read the plugins of a recipe; raises as `read` does."""
     return read(path).plugins
 
 
-def read(path: str | Path) -> Recipe:
+def read(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe.
 
     Raises:
@@ -112,7 +115,7 @@ def read(path: str | Path) -> Recipe:
     return Recipe(plugins, for_pipeline)
 
 
-def plugin_at(path: str | Path, place: int, entry: object) -> Plugin:
+def plugin_at(path: str | os.PathLike[str], place: int, entry: object) -> Plugin:
     """Build one plugin of a recipe; a complaint says which file and which plugin."""
     if not isinstance(entry, Mapping):
         raise PluginError(f"{path}: plugin {place} is {show(entry)}, write `- name: easycache`")
@@ -122,7 +125,7 @@ def plugin_at(path: str | Path, place: int, entry: object) -> Plugin:
         raise type(error)(f"{path}: plugin {place}: {error}") from None
 
 
-def read_yaml(path: str | Path) -> object:
+def read_yaml(path: str | os.PathLike[str]) -> object:
     """Read one small YAML document of plain data."""
     with Path(path).open("rb") as file:
         raw = file.read(LARGEST_BYTES + 1)

@@ -22,7 +22,7 @@ class Scheduler(SamplerPlugin):
     """Swap in a diffusers scheduler by class name while the pipeline runs."""
 
     name: ClassVar[str] = "scheduler"
-    summary: ClassVar[str] = "any diffusers scheduler, swapped in for the run only"
+    summary: ClassVar[str] = "Swaps in any diffusers scheduler, for the run only."
 
     scheduler: Annotated[str, Field(description="class name of a diffusers scheduler")] = (
         "UniPCMultistepScheduler"

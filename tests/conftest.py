@@ -1,11 +1,15 @@
 """What every test needs: one thread, no network, and a root that is not a test package."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hypothesis
+import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
-from jaxtyping import install_import_hook
+from beartype.roar import BeartypeDecorHintException
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -13,11 +17,28 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+# mypy takes an int for a float (the numeric tower of PEP 484); beartype does when it is told.
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-# While tests run, every function of skipstep checks its annotations, shapes too. mypy takes an int
-# for a float (the numeric tower of PEP 484); `--jaxtyping-packages` cannot ask beartype to agree.
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-install_import_hook("skipstep", f"{__name__}.checked")
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the arguments of a function when it is called, if its annotations can be checked.
+
+    Some cannot, such as protocols of pydantic's that do not support isinstance.
+    """
+    try:
+        return check_types(function)
+    except BeartypeDecorHintException:
+        return function
+
+
+# While tests run, every function of skipstep checks its annotations, shapes too. It is done here
+# and not with `--jaxtyping-packages`, which takes neither of the two exceptions above.
+jaxtyping.install_import_hook("skipstep", f"{__name__}.checked")
+
+# A shared machine can be slow at any moment: no test fails for the time that it takes.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 class RootIsNoTestPackage:
@@ -39,3 +60,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     config.pluginmanager.register(RootIsNoTestPackage())
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def as_users_see_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switch the checks of annotations off, as they are outside of tests.
+
+    For tests of our own messages about arguments that the annotations already forbid.
+    """
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

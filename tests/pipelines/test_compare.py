@@ -19,10 +19,10 @@ from PIL import Image
 from skipstep.pipelines.arms import equal_cost_steps
 from skipstep.pipelines.compare import compare
 from skipstep.pipelines.compare_page import page
-from skipstep.pipelines.comparison import ArmResult, Comparison, judge, strip
+from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio, judge, speed_in_words, strip
 from skipstep.pipelines.intervals import bootstrap_interval, estimate, worst_decile
 from skipstep.pipelines.pictures import read_pictures, to_bytes
-from skipstep.plugins.errors import PluginError
+from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
 
@@ -50,6 +50,9 @@ class FakePipeline:
     calls: list[tuple[str, int, list[int]]] = field(default_factory=list)
     active: tuple[Any, ...] = ()
     events: list[str] = field(default_factory=list)
+
+    def progress_bar(self) -> None:
+        raise NotImplementedError
 
     def set_progress_bar_config(self, **config: Any) -> None:
         self._progress_bar_config = config
@@ -158,8 +161,11 @@ def test_every_arm_makes_the_same_pictures_from_the_same_seeds() -> None:
 def test_arms_run_in_an_order_that_rotates_after_a_warm_up_round() -> None:
     pipe = FakePipeline()
     run(pipe, {"A": "fora:interval=2", "B": "fora:interval=5"}, fewer_steps=False)
-    intervals = [name for name, _, _ in pipe.calls]
-    assert intervals == ["", "fora", "fora"] * 2 + ["fora", "fora", ""] + ["fora", "", "fora"]
+    # Two steps after attaching are for the plugin to learn the model.
+    learning = [name for name, steps, _ in pipe.calls if steps == 2]
+    assert learning == ["fora"] * 8
+    names = [name for name, steps, _ in pipe.calls if steps == 10]
+    assert names == ["", "fora", "fora"] * 2 + ["fora", "fora", ""] + ["fora", "", "fora"]
     assert len(run(arms={"A": "fora:interval=2"})["A"].seconds) == 3
 
 
@@ -212,37 +218,46 @@ def arm_result(psnr: list[float], seconds: float = 0.5, **given: Any) -> ArmResu
     return result
 
 
+OWN = [36.0, 37.0, 35.0, 36.5, 35.5, 36.0]
+
+
 @pytest.mark.parametrize(
     ("own", "fewer", "seconds", "verdict"),
     [
         (
-            [36.0, 37.0, 35.0],
-            [31.0, 33.0, 30.5],
+            OWN,
+            [31.0, 33.0, 30.5, 31.5, 31.0, 32.0],
             0.5,
-            HALVES + "; the same cost in fewer steps (10) gives "
-            "only 31.5 dB; measured 2.00x faster",
+            HALVES
+            + "; the same cost in fewer steps (10) gives only 31.5 dB; measured 2.00x as fast",
         ),
         (
-            [36.0, 37.0, 35.0],
-            [38.0, 40.0, 36.0],
-            0.98,
-            HALVES + "; the same cost in fewer steps (10) is "
-            "closer, 38.0 dB: this setting does not pay here; measured here it is no faster "
-            "(1.02x)",
+            OWN,
+            [38.0, 40.0, 36.0, 38.0, 38.5, 37.5],
+            1.02,
+            HALVES + "; the same cost in fewer steps (10) is closer, 38.0 dB: this setting does "
+            "not pay here; measured slower, 0.98x as fast",
         ),
         (
-            [36.0, 37.0, 35.0],
-            [38.0, 34.0, 36.0],
+            OWN,
+            [38.0, 34.0, 36.0, 38.0, 34.0, 36.0],
             0.5,
-            HALVES + "; the same cost in fewer steps (10) gives "
-            "36.0 dB: no clear difference on 3 prompts; measured 2.00x faster",
+            HALVES + "; the same cost in fewer steps (10) gives 36.0 dB: no clear difference on 6 "
+            "prompts; measured 2.00x as fast",
         ),
         (
-            [36.0],
+            OWN[:3],
+            [30.0, 30.0, 30.0],
+            0.5,
+            HALVES + "; the same cost in fewer steps (10) gives 30.0 dB (too few prompts to judge "
+            "the difference); 2.00x as fast, timed only 3 times",
+        ),
+        (
+            OWN[:1],
             [30.0],
             0.5,
-            HALVES + "; the same cost in fewer steps (10) gives "
-            "30.0 dB (too few prompts to judge the difference); measured 2.00x faster",
+            HALVES + "; the same cost in fewer steps (10) gives 30.0 dB (too few prompts to judge "
+            "the difference); 2.00x as fast, timed only once",
         ),
     ],
 )
@@ -251,6 +266,29 @@ def test_a_verdict_compares_with_fewer_steps_on_pairs(
 ) -> None:
     beside = ArmResult("10 steps, uncached", "fewer steps", 10, psnr=fewer)
     assert judge(arm_result(own, seconds), beside) == verdict
+
+
+def test_a_change_of_speed_is_claimed_only_where_the_interval_shows_one() -> None:
+    same = Ratio.of([0.9, 1.1, 1.2, 0.8, 1.0, 1.0])
+    assert speed_in_words(same).startswith("no clear change of speed was measured (1.00x, 95 %: ")
+
+
+def test_a_busy_machine_is_named() -> None:
+    outcome = run(prompts=["a cat"])
+    outcome.load = 0.0
+    assert "Other programs kept" not in str(outcome)
+    outcome.load = 1000.0
+    assert "Other programs kept this machine busy (load 1000.0 on" in str(outcome)
+
+
+def test_a_warning_that_comes_after_every_call_is_kept_once() -> None:
+    class Noisy(FakePipeline):
+        def plugin_report(self) -> Any:
+            self.report.warnings = [f"took {len(self.calls)}.5 s", "switch it off"]
+            return self.report
+
+    found = run(Noisy())["fora:interval=2"].warnings
+    assert len(found) == 2 and found[1] == "switch it off"
 
 
 def test_a_plugin_that_skipped_nothing_is_told_so_with_the_reason() -> None:
@@ -311,7 +349,7 @@ class Collector(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
-        if tag not in ("meta", "img", "input", "link", "br"):
+        if tag not in ("meta", "img", "input", "link", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -362,9 +400,14 @@ def test_only_the_pictures_asked_for_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "sheet.png").exists()
 
 
+def count_letters(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+    assert images.shape == (len(prompts), 3, SIZE, SIZE)
+    return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
 def test_text_scores_are_taken_of_every_arm_but_not_twice_of_the_uncached_one() -> None:
-    outcome = run(text_score=lambda images, prompts: [len(prompt) / 10 for prompt in prompts])
-    assert {tuple(arm.text_scores) for arm in outcome.arms} == {(0.5, 0.5, 0.5)}
+    outcome = run(text_score=count_letters)
+    assert {tuple(arm.text_scores) for arm in outcome.arms} == {(5.0, 5.0, 5.0)}
 
 
 def test_the_pipeline_is_left_as_it_was_also_after_an_exception() -> None:
@@ -419,11 +462,11 @@ def test_the_plugins_that_are_on_are_compared_and_stay_on(pixart: Tiny) -> None:
         pipe.disable_plugins()
 
 
-@pytest.mark.parametrize("family", ["dit", "wan"])
-def test_class_labels_and_clips_are_compared_too(family: str) -> None:
+@pytest.mark.parametrize("family", ["dit", "wan", "flux_modular"])
+def test_class_labels_clips_and_modular_pipelines_are_compared_too(family: str) -> None:
     tiny = tiny_pipeline(family)
-    call = {name: v for name, v in tiny.call.items() if name not in ("prompt", "class_labels")}
-    call.pop("output_type", None)
+    ours = ("prompt", "class_labels", "output_type", "output")
+    call = {name: value for name, value in tiny.call.items() if name not in ours}
     prompts = [1, 2] if family == "dit" else ["a cat", "a dog"]
     outcome = compare(tiny.pipe, prompts, "fora:interval=2", steps=4, fewer_steps=False, **call)
     assert all(math.isfinite(value) for value in outcome["fora:interval=2"].psnr)
@@ -455,5 +498,5 @@ def test_unusable_arguments_are_refused_in_words(given: dict[str, Any], message:
 
 
 def test_a_pipeline_without_pictures_is_refused_in_words() -> None:
-    with pytest.raises(TypeError, match="returned a SimpleNamespace without images or frames"):
+    with pytest.raises(Incompatible, match="returned a SimpleNamespace without images or frames"):
         read_pictures(SimpleNamespace(audios=[1]))

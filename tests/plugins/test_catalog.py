@@ -60,7 +60,7 @@ def test_names_are_sorted_and_lower_case() -> None:
 @pytest.mark.parametrize("name", catalog.BUILTIN)
 def test_every_plugin_of_ours_loads_and_has_defaults(name: str) -> None:
     plugin = catalog.load(name)
-    assert plugin.summary and not plugin.summary.endswith(".")
+    assert plugin.summary.endswith(".") and "\n" not in plugin.summary
     assert plugin() == plugin()
 
 

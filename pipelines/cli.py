@@ -1,0 +1,280 @@
+"""The command line: `skipstep generate`, `compare`, `plugins`, `show`, `doctor`.
+
+Thin: each command reads its arguments, calls one function of the library and prints what it
+returns. A mistake of the user is one line on stderr and exit code 2; what is slow to import is
+imported late.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="skipstep",
+    help="Make diffusers pipelines do less work for the same picture, and prove what it cost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+# Chosen on the reference model: one that is hard to tell from uncached, one that halves the work,
+# one that shows where it ends.
+DEFAULT_ARMS = ("easycache:threshold=0.03", "easycache:threshold=0.08", "taylorseer:interval=4")
+DEFAULT_PROMPTS = 12
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        "-p",
+        help='Plugin and options: "easycache:threshold=0.08"; several: repeat -p.',
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Folder or hub id of a diffusers pipeline; without it the built-in reference model.",
+        show_default=False,
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; then seed + 1, ...")]
+Guidance = Annotated[
+    float | None, typer.Option(help="guidance_scale; without it the pipeline's own.")
+]
+Size = Annotated[
+    str | None, typer.Option(help="256 or 512x768 (width x height); else the pipeline's own.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+
+
+def print_version(is_wanted: bool) -> bool:
+    """Print the version and leave."""
+    if is_wanted:
+        # The root package is above this layer, but it is our parent and so loaded already.
+        typer.echo(f"skipstep {sys.modules['skipstep'].__version__}")
+        raise typer.Exit
+    return is_wanted
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the PNGs.")] = Path(
+        "out"
+    ),
+    plugin: Plugins = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file (YAML) of plugins.")] = None,
+    model: Model = None,
+    steps: Steps = 20,
+    seed: Seed = 0,
+    num: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 1,
+    guidance: Guidance = None,
+    size: Size = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Make pictures; each PNG knows how it was made (skipstep show)."""
+    from skipstep.pipelines.arms import read_recipe
+    from skipstep.pipelines.generate import Saved, load_pipeline
+    from skipstep.pipelines.generate import generate as generate_pictures
+
+    plugins = read_recipe([*([recipe] if recipe else []), *(plugin or [])])
+
+    def tell(saved: Saved) -> None:
+        typer.echo(f"{saved.path}  (seed {saved.seed})")
+        if saved.report is not None:
+            typer.echo(str(saved.report))
+
+    generate_pictures(
+        quiet(load_pipeline(model, device=device, dtype=dtype)),
+        prompts,
+        output,
+        steps=steps,
+        seed=seed,
+        num=num,
+        guidance=guidance,
+        size=size,
+        plugins=plugins,
+        model="reference" if model is None else model_name(model),
+        on_saved=tell,
+    )
+
+
+@app.command()
+def compare(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts; without any, a dozen of the reference model's."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page.")] = Path(
+        "out/compare"
+    ),
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            "-p",
+            help='An arm: "easycache:threshold=0.08", "a + b" together, or a recipe file; repeat '
+            "-p for more arms. Without any, three presets.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    steps: Steps = 20,
+    seed: Seed = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each round is timed.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one pipeline call.")] = 1,
+    fewer_steps: Annotated[
+        bool, typer.Option(help="Also run fewer uncached steps at equal cost.")
+    ] = True,
+    guidance: Guidance = None,
+    size: Size = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Compare plugins with the uncached pipeline: same seeds, time, fidelity, a page to look at."""
+    from skipstep.pipelines.compare import compare as compare_arms
+    from skipstep.pipelines.generate import load_pipeline, size_arguments
+
+    pipe = load_pipeline(model, device=device, dtype=dtype)
+    call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
+    if guidance is not None:
+        call["guidance_scale"] = guidance
+    wanted, arms = prompts or default_prompts(), plugin or list(DEFAULT_ARMS)
+    typer.echo(f"comparing {', '.join(arms)} on {len(wanted)} prompts", err=True)
+    with progress_bar() as progress:
+        outcome = compare_arms(
+            pipe,
+            wanted,
+            arms,
+            steps=steps,
+            seed=seed,
+            repeats=repeats,
+            batch_size=batch_size,
+            fewer_steps=fewer_steps,
+            progress=progress,
+            **call,
+        )
+    page = outcome.save(output)
+    typer.echo(str(outcome))
+    typer.echo(f"\nPictures and numbers: {page}")
+    typer.echo(f"All pictures on one sheet: {output / 'sheet.png'}")
+
+
+@app.command()
+def plugins(
+    name: Annotated[
+        str | None, typer.Argument(help="A plugin, to see its options.", show_default=False)
+    ] = None,
+) -> None:
+    """List the plugins, or the options of one."""
+    from rich.console import Console
+
+    from skipstep.pipelines.plugin_tables import option_table, plugin_table
+
+    Console().print(plugin_table() if name is None else option_table(name))
+
+
+@app.command()
+def show(
+    picture: Annotated[Path, typer.Argument(help="A PNG made by skipstep.", show_default=False)],
+) -> None:
+    """Print how a picture was made."""
+    from skipstep.pipelines.pictures import read_metadata
+
+    typer.echo(read_metadata(picture))
+
+
+@app.command()
+def doctor() -> None:
+    """Examine this installation; the exit code is 1 if something is broken."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from skipstep.pipelines.doctor import examine
+
+    console, colours = Console(), {"ok": "green", "absent": "yellow", "broken": "bold red"}
+    table = Table(box=None, pad_edge=False)
+    for heading in ("what", "state", "detail"):
+        table.add_column(heading, overflow="fold")
+    is_broken = False
+    for finding in examine():
+        state = f"[{colours[finding.state]}]{finding.state}[/]"
+        table.add_row(escape(finding.what), state, escape(finding.detail))
+        is_broken = is_broken or finding.state == "broken"
+    console.print(table)
+    raise typer.Exit(1 if is_broken else 0)
+
+
+def default_prompts() -> list[str]:
+    """Return a dozen of the reference model's evaluation prompts, spread over all of them."""
+    from skipstep.pipelines.reference.prompts import load_prompts
+
+    known = load_prompts()
+    return [known[i * len(known) // DEFAULT_PROMPTS]["prompt"] for i in range(DEFAULT_PROMPTS)]
+
+
+def model_name(model: str) -> str:
+    """Return a model's name for metadata: a hub id as it is, of a folder only the last part."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def quiet(pipe: Any) -> Any:
+    """Hide a pipeline's progress bar where nobody looks at it."""
+    if not sys.stderr.isatty():
+        pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Any]:
+    """Show how far a comparison is, on a terminal; say nothing in a log."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("warming up", total=None)
+
+        def tell(done: int, total: int, arm: str) -> None:
+            bar.update(task, completed=done, total=total, description=arm)
+
+        yield tell
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user is one line and exit code 2."""
+    from skipstep.plugins.errors import PluginError
+
+    try:
+        app()
+    except (PluginError, FileNotFoundError, PermissionError) as error:
+        typer.echo(f"skipstep: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -288,6 +288,7 @@ def test_a_collected_pipeline_detaches_from_a_shared_denoiser() -> None:
 
 def test_nothing_of_a_run_is_held_after_it(tiny: Tiny) -> None:
     tiny.pipe.enable_plugin("taylorseer", warmup_steps=1)
+    inner: Any = None
     held: list[weakref.ref[Any]] = []
 
     def look(pipe: Any, *_: Any) -> dict[str, Any]:
@@ -296,7 +297,7 @@ def test_nothing_of_a_run_is_held_after_it(tiny: Tiny) -> None:
         held.extend(weakref.ref(h._slots[0].values) for h in memory.histories.values())
         return {}
 
-    class Spy(Count):  # type: ignore[misc, valid-type]
+    class Spy(Count):
         name: ClassVar[str] = "spy"
 
         def attach(self, site: Any) -> None:
@@ -306,7 +307,6 @@ def test_nothing_of_a_run_is_held_after_it(tiny: Tiny) -> None:
 
             site.on_begin(begin)
 
-    inner: Any = None
     tiny.pipe.enable_plugin(pydantic.dataclasses.dataclass(frozen=True, config=STRICT)(Spy)())
     run(tiny, steps=4, callback_on_step_end=look)
     record, inner = weakref.ref(inner), None

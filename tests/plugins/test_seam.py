@@ -190,7 +190,7 @@ def test_what_someone_put_over_the_seam_stays_after_the_seam_left() -> None:
     seam = seam_of(module)
     seam.add("owner", log_wrap([], ""), 0)
     inner: Any = module._compiled_call_impl
-    module._compiled_call_impl = lambda x: inner(x) * 3  # type: ignore[assignment]
+    module._compiled_call_impl = lambda x: inner(x) * 3
     seam.remove("owner")
     assert module(X) == 3
 

@@ -120,7 +120,7 @@ def test_a_lora_scale_survives_samples_that_part_ways() -> None:
     """A pass that is left in the middle must not leave the scale multiplied in."""
     tiny = tiny_pipeline("flux")
     tiny.pipe.load_lora_weights(lora(tiny.pipe))
-    over = {"joint_attention_kwargs": {"scale": 0.5}}
+    over: dict[str, Any] = {"joint_attention_kwargs": {"scale": 0.5}}
     singles = []
     for threshold in torch.linspace(0.02, 0.4, 20).tolist():
         tiny.pipe.enable_plugin("fbcache", threshold=threshold, warmup_steps=1)

@@ -253,7 +253,7 @@ def test_a_tensor_changed_in_place_is_noticed_and_copied_from_then_on(
             inner.buffer.add_(1)
             return step(*args, **kwargs)
 
-        vars(pipe.scheduler)["step"] = disturb
+        pipe.scheduler.step = disturb
     pipe.enable_plugin("cache", **options)
     pipe(scales=scales)
     assert "unet changes tensors in place that the cache held; it now keeps copies." in (

@@ -159,7 +159,10 @@ def test_guidance_switched_off_mid_run_starts_a_memory_of_the_right_size() -> No
         return {}
 
     names = ["prompt_embeds", "add_text_embeds", "add_time_ids"]
-    over = {"callback_on_step_end": stop, "callback_on_step_end_tensor_inputs": names}
+    over: dict[str, Any] = {
+        "callback_on_step_end": stop,
+        "callback_on_step_end_tensor_inputs": names,
+    }
     assert torch.isfinite(run(tiny, steps=8, **over)).all()
     calls = tiny.pipe.plugin_report().calls
     assert [len(call.choices) for call in calls] == [2] * 3 + [1] * 5
@@ -192,10 +195,15 @@ def test_the_last_step_of_img2img_is_known_from_its_strength(
     if family == "sd15":
         del call["height"], call["width"]
     tiny = Tiny(pipe, call, made.denoiser, made.guidance)
-    seen = []
+    seen: list[int] = []
+
+    def look(*_: Any) -> dict[str, Any]:
+        seen.append(run_of(pipe).count)
+        return {}
+
     pipe.enable_plugin("cache", gate="interval", span="output", warmup_steps=1, final_steps=1)
     pipe.set_progress_bar_config(disable=True)
-    run(tiny, steps=10, callback_on_step_end=lambda p, *_: seen.append(run_of(p).count) or {})
+    run(tiny, steps=10, callback_on_step_end=look)
     assert set(seen) == {count}
     assert len(pipe.plugin_report().calls) == count
     whys = [call.choices[0].why for call in pipe.plugin_report().calls]

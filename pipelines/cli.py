@@ -6,6 +6,7 @@ imported late.
 """
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,9 +62,8 @@ Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")
 def print_version(is_wanted: bool) -> bool:
     """Print the version and leave."""
     if is_wanted:
-        from skipstep import __version__
-
-        typer.echo(f"skipstep {__version__}")
+        # The root package is above this layer, but it is our parent and so loaded already.
+        typer.echo(f"skipstep {sys.modules['skipstep'].__version__}")
         raise typer.Exit
     return is_wanted
 
@@ -161,11 +161,13 @@ def compare(
     call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
     if guidance is not None:
         call["guidance_scale"] = guidance
+    wanted, arms = prompts or default_prompts(), plugin or list(DEFAULT_ARMS)
+    typer.echo(f"comparing {', '.join(arms)} on {len(wanted)} prompts", err=True)
     with progress_bar() as progress:
         outcome = compare_arms(
             pipe,
-            prompts or default_prompts(),
-            plugin or list(DEFAULT_ARMS),
+            wanted,
+            arms,
             steps=steps,
             seed=seed,
             repeats=repeats,
@@ -175,7 +177,8 @@ def compare(
             **call,
         )
     page = outcome.save(output)
-    typer.echo(str(outcome))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo(outcome.text(width))
     typer.echo(f"\nPictures and numbers: {page}")
     typer.echo(f"All pictures on one sheet: {output / 'sheet.png'}")
 

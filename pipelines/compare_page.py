@@ -6,21 +6,16 @@ verdicts) is escaped.
 """
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from html import escape
 
 from skipstep.pipelines.compare_style import SCRIPT, STYLE
-from skipstep.pipelines.comparison import (
-    COLUMNS,
-    FULL,
-    ArmResult,
-    Comparison,
-    cells,
-    in_pairs,
-    number,
-)
+from skipstep.pipelines.compare_text import COLUMNS, cells, in_pairs, number
+from skipstep.pipelines.comparison import ArmResult, Comparison
 from skipstep.pipelines.pictures import data_uri
+from skipstep.pipelines.verdicts import FULL
 
 __all__ = ["fragment", "page"]
 
@@ -75,7 +70,7 @@ def fragment(comparison: Comparison) -> str:
     for arm, row in rows:
         kind = {"fewer steps": "fewer", "plugins": "plugins", "baseline": "baseline"}[arm.kind]
         lines.append(
-            f'<tr class="{kind}">{"".join(f"<td>{escape(row[i])}</td>" for i in used)}</tr>'
+            f'<tr class="{kind}">{"".join(f"<td>{in_cell(row[i])}</td>" for i in used)}</tr>'
         )
     body = "".join(lines)
     inside = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -99,7 +94,8 @@ def card(arm: ArmResult, key: int) -> str:
     ]
     parts = [
         '<section class="card">',
-        f'<span class="name"><span class="key">{key}</span>{escape(arm.name)}</span>',
+        f'<span class="name"><span class="key">{key}</span>',
+        f"<span>{breakable(arm.name)}</span></span>",
         '<div class="figures">',
         *[f"<div><b>{escape(value)}</b><span>{label}</span></div>" for value, label in figures],
         "</div>",
@@ -127,6 +123,19 @@ def strip(timeline: Sequence[float], *, attributes: str = 'class="strip"') -> st
 def mean_timeline(timelines: Sequence[Sequence[float]]) -> list[float]:
     """Return the mean of the timelines over batches, as far as all of them reach."""
     return [statistics.fmean(values) for values in zip(*timelines, strict=False)]
+
+
+def breakable(text: str) -> str:
+    """Return the text escaped, with places after commas and colons where a line may break."""
+    return re.sub(r"([,:])(?=\S)", r"\1<wbr>", escape(text))
+
+
+def in_cell(text: str) -> str:
+    """Return the text of a cell escaped, what follows the number in small letters below it."""
+    head, space, tail = text.partition(" (")
+    if not space:
+        return breakable(text)
+    return f"{breakable(head)}<small>{escape(tail.replace(')', '', 1))}</small>"
 
 
 def sentence(text: str) -> str:
@@ -167,7 +176,7 @@ def chart(comparison: Comparison) -> str:
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
         'aria-label="PSNR to the uncached pictures over the share of blocks computed">',
     ]
-    for decibels in range(low, high + 1, 5):
+    for decibels in range(low, high + 1, 5 if high - low <= 40 else 10):
         y = up(decibels)
         parts.append(
             f'<line class="axis" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'

@@ -22,8 +22,8 @@ code, .name { font-family: ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mon
   margin-top: 28px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   padding: 18px 20px; }
-.card .name { display: block; font-weight: 600; overflow-wrap: anywhere; }
-.key { display: inline-grid; place-items: center; width: 22px; height: 22px;
+.card .name { display: flex; font-weight: 600; overflow-wrap: anywhere; }
+.key { display: inline-grid; flex: none; place-items: center; width: 22px; height: 22px;
   border-radius: 50%; margin-right: 6px;
   background: var(--plugin); color: var(--card); font: 600 12px/1 system-ui, sans-serif; }
 .figures { display: grid; grid-template-columns: repeat(3, auto);
@@ -43,14 +43,16 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
   font-size: 14px; }
 th, td { padding: 9px 10px; text-align: right; white-space: nowrap;
   border-top: 1px solid var(--line); }
+td small { display: block; font-size: 12px; color: var(--soft); }
 th { color: var(--soft); font-weight: 500; border-top: 0; }
 th:first-child, td:first-child { text-align: left; }
 td:first-child { font-family: ui-monospace, Menlo, "DejaVu Sans Mono", monospace;
-  font-size: 13px; }
+  font-size: 13px; white-space: normal; min-width: 150px; }
 tr.fewer td { color: var(--soft); } tr.fewer td:first-child { padding-left: 28px; }
 .chart { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
   padding: 14px; }
-.chart svg { display: block; width: 100%; height: auto; }
+.chart { overflow-x: auto; }
+.chart svg { display: block; width: 100%; min-width: 640px; height: auto; }
 .chart text { fill: var(--soft); font: 13px system-ui, "DejaVu Sans", sans-serif; }
 .chart .axis { stroke: var(--line); stroke-width: 1; }
 .chart .plugins { fill: var(--plugin); stroke: var(--plugin); }
@@ -66,7 +68,7 @@ tr.fewer td { color: var(--soft); } tr.fewer td:first-child { padding-left: 28px
 .pick label:has(:checked) { border-color: var(--plugin); color: var(--plugin);
   box-shadow: inset 0 0 0 1px var(--plugin); }
 .pick label:has(:focus-visible) { outline: 2px solid var(--plugin); outline-offset: 2px; }
-.pick .tick { margin-left: auto; }
+.pick .tick { border-radius: 8px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(250px, 1fr));
   gap: 22px 18px; }
 figure { margin: 0; }

@@ -19,9 +19,11 @@ from PIL import Image
 from skipstep.pipelines.arms import equal_cost_steps
 from skipstep.pipelines.compare import compare
 from skipstep.pipelines.compare_page import page
-from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio, judge, speed_in_words, strip
+from skipstep.pipelines.compare_text import strip
+from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio
 from skipstep.pipelines.intervals import bootstrap_interval, estimate, worst_decile
 from skipstep.pipelines.pictures import read_pictures, to_bytes
+from skipstep.pipelines.verdicts import judge, speed_in_words
 from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
@@ -50,6 +52,9 @@ class FakePipeline:
     calls: list[tuple[str, int, list[int]]] = field(default_factory=list)
     active: tuple[Any, ...] = ()
     events: list[str] = field(default_factory=list)
+
+    def progress_bar(self) -> None:
+        raise NotImplementedError
 
     def set_progress_bar_config(self, **config: Any) -> None:
         self._progress_bar_config = config
@@ -215,36 +220,46 @@ def arm_result(psnr: list[float], seconds: float = 0.5, **given: Any) -> ArmResu
     return result
 
 
+OWN = [36.0, 37.0, 35.0, 36.5, 35.5, 36.0]
+
+
 @pytest.mark.parametrize(
     ("own", "fewer", "seconds", "verdict"),
     [
         (
-            [36.0, 37.0, 35.0],
-            [31.0, 33.0, 30.5],
+            OWN,
+            [31.0, 33.0, 30.5, 31.5, 31.0, 32.0],
             0.5,
-            HALVES + "; the same cost in fewer steps (10) gives "
-            "only 31.5 dB; measured 2.00x as fast",
+            HALVES
+            + "; the same cost in fewer steps (10) gives only 31.5 dB; measured 2.00x as fast",
         ),
         (
-            [36.0, 37.0, 35.0],
-            [38.0, 40.0, 36.0],
+            OWN,
+            [38.0, 40.0, 36.0, 38.0, 38.5, 37.5],
             1.02,
-            HALVES + "; the same cost in fewer steps (10) is "
-            "closer, 38.0 dB: this setting does not pay here; measured slower, 0.98x as fast",
+            HALVES + "; the same cost in fewer steps (10) is closer, 38.0 dB: this setting does "
+            "not pay here; measured slower, 0.98x as fast",
         ),
         (
-            [36.0, 37.0, 35.0],
-            [38.0, 34.0, 36.0],
+            OWN,
+            [38.0, 34.0, 36.0, 38.0, 34.0, 36.0],
             0.5,
-            HALVES + "; the same cost in fewer steps (10) gives "
-            "36.0 dB: no clear difference on 3 prompts; measured 2.00x as fast",
+            HALVES + "; the same cost in fewer steps (10) gives 36.0 dB: no clear difference on 6 "
+            "prompts; measured 2.00x as fast",
         ),
         (
-            [36.0],
+            OWN[:3],
+            [30.0, 30.0, 30.0],
+            0.5,
+            HALVES + "; the same cost in fewer steps (10) gives 30.0 dB (too few prompts to judge "
+            "the difference); 2.00x as fast, timed only 3 times",
+        ),
+        (
+            OWN[:1],
             [30.0],
             0.5,
-            HALVES + "; the same cost in fewer steps (10) gives "
-            "30.0 dB (too few prompts to judge the difference); 2.00x as fast, timed once",
+            HALVES + "; the same cost in fewer steps (10) gives 30.0 dB (too few prompts to judge "
+            "the difference); 2.00x as fast, timed only once",
         ),
     ],
 )
@@ -256,7 +271,7 @@ def test_a_verdict_compares_with_fewer_steps_on_pairs(
 
 
 def test_a_change_of_speed_is_claimed_only_where_the_interval_shows_one() -> None:
-    same = Ratio.of([0.9, 1.1, 1.2, 0.8, 1.0])
+    same = Ratio.of([0.9, 1.1, 1.2, 0.8, 1.0, 1.0])
     assert speed_in_words(same).startswith("no clear change of speed was measured (1.00x, 95 %: ")
 
 
@@ -266,6 +281,16 @@ def test_a_busy_machine_is_named() -> None:
     assert "Other programs kept" not in str(outcome)
     outcome.load = 1000.0
     assert "Other programs kept this machine busy (load 1000.0 on" in str(outcome)
+
+
+def test_a_warning_that_comes_after_every_call_is_kept_once() -> None:
+    class Noisy(FakePipeline):
+        def plugin_report(self) -> Any:
+            self.report.warnings = [f"took {len(self.calls)}.5 s", "switch it off"]
+            return self.report
+
+    found = run(Noisy())["fora:interval=2"].warnings
+    assert len(found) == 2 and found[1] == "switch it off"
 
 
 def test_a_plugin_that_skipped_nothing_is_told_so_with_the_reason() -> None:
@@ -306,6 +331,15 @@ def test_the_text_holds_table_timeline_and_verdicts() -> None:
     assert "LPIPS)" in text and "not LPIPS" in text
 
 
+def test_the_table_drops_columns_until_it_fits_and_prose_is_wrapped() -> None:
+    outcome = run(arms="fora:interval=2")
+    assert max(map(len, outcome.text(80).splitlines())) <= 80
+    (narrow,) = (line for line in outcome.text(80).splitlines() if line.startswith("arm "))
+    (whole,) = (line for line in outcome.text().splitlines() if line.startswith("arm "))
+    assert "PSNR dB" in narrow and "speed-up" in narrow
+    assert "cache" in whole and "cache" not in narrow
+
+
 def test_json_is_strict_and_complete(tmp_path: Path) -> None:
     outcome = run(arms=["fora:interval=1", "fora:interval=2"])
     outcome.save(tmp_path)
@@ -326,7 +360,7 @@ class Collector(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
-        if tag not in ("meta", "img", "input", "link", "br"):
+        if tag not in ("meta", "img", "input", "link", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -439,11 +473,11 @@ def test_the_plugins_that_are_on_are_compared_and_stay_on(pixart: Tiny) -> None:
         pipe.disable_plugins()
 
 
-@pytest.mark.parametrize("family", ["dit", "wan"])
-def test_class_labels_and_clips_are_compared_too(family: str) -> None:
+@pytest.mark.parametrize("family", ["dit", "wan", "flux_modular"])
+def test_class_labels_clips_and_modular_pipelines_are_compared_too(family: str) -> None:
     tiny = tiny_pipeline(family)
-    call = {name: v for name, v in tiny.call.items() if name not in ("prompt", "class_labels")}
-    call.pop("output_type", None)
+    ours = ("prompt", "class_labels", "output_type", "output")
+    call = {name: value for name, value in tiny.call.items() if name not in ours}
     prompts = [1, 2] if family == "dit" else ["a cat", "a dog"]
     outcome = compare(tiny.pipe, prompts, "fora:interval=2", steps=4, fewer_steps=False, **call)
     assert all(math.isfinite(value) for value in outcome["fora:interval=2"].psnr)

@@ -351,8 +351,9 @@ class _DenoiserCall:
         args, kwargs = self.args, self.kwargs
         if rows != self.everyone:
             by_list = isinstance(self.main, list)
+            frames = self.main.shape[1:3] if not by_list and self.main.ndim == 5 else ()
             args, kwargs = (
-                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list)
+                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list, frames=frames)
                 for part in (args, kwargs)
             )
         state = self.run.state

@@ -195,10 +195,10 @@ def test_the_last_step_of_img2img_is_known_from_its_strength(
     if family == "sd15":
         del call["height"], call["width"]
     tiny = Tiny(pipe, call, made.denoiser, made.guidance)
-    seen = []
+    seen: list[int] = []
 
-    def look(p: Any, *_: Any) -> dict[str, Any]:
-        seen.append(run_of(p).count)
+    def look(*_: Any) -> dict[str, Any]:
+        seen.append(run_of(pipe).count)
         return {}
 
     pipe.enable_plugin("cache", gate="interval", span="output", warmup_steps=1, final_steps=1)

@@ -6,9 +6,10 @@ import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import accelerate.hooks
 import pytest
 import torch
+from accelerate.hooks import ModelHook as AccelerateHook  # type: ignore[import-untyped]
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 
@@ -75,19 +76,19 @@ def test_it_is_outside_accelerate_hooks_in_both_orders(first: str) -> None:
     log: list[str] = []
     module = Add()
 
-    class Hook(accelerate.hooks.ModelHook):  # type: ignore[misc]
+    class Hook(AccelerateHook):  # type: ignore[misc]
         def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             log.append("hook")
             return args, kwargs
 
     if first == "seam":
         seam_of(module).add(log, log_wrap(log, "seam"), 0)
-    accelerate.hooks.add_hook_to_module(module, Hook())
+    add_hook_to_module(module, Hook())
     if first == "hook":
         seam_of(module).add(log, log_wrap(log, "seam"), 0)
     module(X)
     assert log == ["seam", "hook"]
-    accelerate.hooks.remove_hook_from_module(module)
+    remove_hook_from_module(module)
     module(X)
     assert log == ["seam", "hook", "seam"]
 

@@ -36,6 +36,7 @@ class Run:
         self._is_tapped = False
         self._has_stepped = False
         self._calls: dict[int, int] = {}
+        self._open: dict[int, tuple[int, int]] = {}
         self._timestep: float | None = None
         self._count: int | None = None
 
@@ -62,6 +63,8 @@ class Run:
 
     def enter(self, denoiser: object, arguments: dict[str, Any]) -> tuple[int, int]:
         """Note a denoiser call; return (step index, guidance branch)."""
+        if id(denoiser) in self._open:
+            return self._open[id(denoiser)]
         if self._has_stepped or (not self._is_tapped and self._is_new_timestep(arguments)):
             self.step += 1
             self._has_stepped = False
@@ -69,6 +72,18 @@ class Run:
         branch = self._calls.get(id(denoiser), 0)
         self._calls[id(denoiser)] = branch + 1
         return self.step, branch
+
+    @contextlib.contextmanager
+    def inside(self, denoiser: object, arguments: dict[str, Any]) -> Iterator[None]:
+        """Note a denoiser call while it lasts; who enters it meanwhile does not count it again."""
+        if id(denoiser) in self._open:
+            yield
+            return
+        self._open[id(denoiser)] = self.enter(denoiser, arguments)
+        try:
+            yield
+        finally:
+            del self._open[id(denoiser)]
 
     def advance(self) -> None:
         """Note that a scheduler stepped; what timesteps suggested before that was no step."""

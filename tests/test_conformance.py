@@ -128,6 +128,36 @@ def test_the_plugin_of_this_test_does_something() -> None:
     assert not torch.equal(run(tiny), plain)
 
 
+@pytest.mark.parametrize("beside", [None, "abcache"])
+def test_a_custom_plugin_is_told_the_step(beside: str | None) -> None:
+    """With a cache beside it a call is still counted once."""
+    seen: list[int] = []
+
+    @FROZEN
+    class Watcher(Base):
+        """Notes the step of every call."""
+
+        def attach(self, site: Any) -> None:
+            """Look at the run."""
+
+            def watch(call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                seen.append(site.run().step)
+                return call_next(*args, **kwargs)
+
+            site.wrap(denoiser_of(site), watch, 5)
+
+    tiny = tiny_pipeline("wan")  # two calls per step
+    if beside:
+        tiny.pipe.enable_plugin(beside, interval=2, warmup_steps=1)
+        expected = run(tiny)
+    tiny.pipe.enable_plugin(Watcher())
+    found = run(tiny)
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3]
+    if beside:
+        assert torch.equal(found, expected)
+        assert tiny.pipe.plugin_report().steps == 4
+
+
 # Broken options.
 
 

@@ -6,6 +6,7 @@ imported late.
 """
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,7 +177,8 @@ def compare(
             **call,
         )
     page = outcome.save(output)
-    typer.echo(str(outcome))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    typer.echo(outcome.text(width))
     typer.echo(f"\nPictures and numbers: {page}")
     typer.echo(f"All pictures on one sheet: {output / 'sheet.png'}")
 

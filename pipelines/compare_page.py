@@ -12,16 +12,10 @@ from collections.abc import Sequence
 from html import escape
 
 from skipstep.pipelines.compare_style import SCRIPT, STYLE
-from skipstep.pipelines.comparison import (
-    COLUMNS,
-    FULL,
-    ArmResult,
-    Comparison,
-    cells,
-    in_pairs,
-    number,
-)
+from skipstep.pipelines.compare_text import COLUMNS, cells, in_pairs, number
+from skipstep.pipelines.comparison import ArmResult, Comparison
 from skipstep.pipelines.pictures import data_uri
+from skipstep.pipelines.verdicts import FULL
 
 __all__ = ["fragment", "page"]
 

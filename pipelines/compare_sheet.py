@@ -4,7 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from skipstep.pipelines.comparison import ArmResult, Comparison, in_pairs
+from skipstep.pipelines.compare_text import in_pairs
+from skipstep.pipelines.comparison import ArmResult, Comparison
 from skipstep.pipelines.pictures import save_png, to_image
 
 __all__ = ["draw_sheet", "save_sheet"]

@@ -42,7 +42,15 @@ def option_table(name: str) -> Table:
     schema = options.schema(plugin)
     title = f"{plugin.name} ({plugin.kind}): {plugin.summary}"
     caption = plugin.paper or None
-    table = Table(title=escape(title), caption=caption, box=None, pad_edge=False, title_style="")
+    table = Table(
+        title=escape(title),
+        caption=caption,
+        box=None,
+        pad_edge=False,
+        title_style="",
+        title_justify="left",
+        caption_justify="left",
+    )
     for heading in ("option", "default", "allowed", "meaning"):
         table.add_column(heading, overflow="fold")
     for option, about in schema.get("properties", {}).items():

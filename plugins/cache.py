@@ -22,6 +22,7 @@ from torch import Tensor
 
 from skipstep.caching.base import CachePlugin, Choice, Seen, Step
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
+from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
 from skipstep.plugins.fingerprint import mismatches
@@ -68,6 +69,12 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             f"pipe.{denoiser.name}.compile_repeated_blocks(fullgraph=True) instead, or cache the "
             "output "
             "(enable_plugin('cache', span='output'))"
+        )
+    if denoiser.has_compiled_blocks and isinstance(parts.span, Modules):
+        return (
+            f"{name} has compiled blocks, which inline the modules this cache would skip: use a "
+            "cache of whole blocks (enable_plugin('cache', gate='interval', span='residual')) or "
+            "do not compile"
         )
     return parts.span.why_not(denoiser, parts.gate)
 
@@ -344,8 +351,9 @@ class _DenoiserCall:
         args, kwargs = self.args, self.kwargs
         if rows != self.everyone:
             by_list = isinstance(self.main, list)
+            frames = self.main.shape[1:3] if not by_list and self.main.ndim == 5 else ()
             args, kwargs = (
-                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list)
+                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list, frames=frames)
                 for part in (args, kwargs)
             )
         state = self.run.state

@@ -38,6 +38,7 @@ class Denoiser:
     is_quantised: bool
     is_meta: bool
     native_cache: bool
+    module_count: int
 
     @property
     def class_name(self) -> str:
@@ -45,7 +46,7 @@ class Denoiser:
 
     def is_current(self, pipe: Any) -> bool:
         """Say whether the pipeline still has this denoiser, in the state described here."""
-        now = _states(self.module, self.inner, self.stacks)
+        now = _states(self.module, self.inner)
         is_same = getattr(pipe, self.name, None) is self.module
         return is_same and all(getattr(self, name) == state for name, state in now.items())
 
@@ -105,17 +106,17 @@ def _describe(name: str, module: nn.Module, inner: nn.Module) -> Denoiser:
         is_video=any(isinstance(m, nn.Conv3d) or "3D" in type(m).__name__ for m in inner.modules()),
         is_quantised=getattr(inner, "hf_quantizer", None) is not None,
         is_meta=_is_meta(inner),
-        **_states(module, inner, stacks),
+        **_states(module, inner),
     )
 
 
-def _states(
-    module: nn.Module, inner: nn.Module, stacks: tuple[tuple[nn.Module, ...], ...]
-) -> dict[str, bool]:
-    """Return what the user may switch at any time."""
+def _states(module: nn.Module, inner: nn.Module) -> dict[str, Any]:
+    """Return what the user may change at any time; a LoRA puts modules around the ones we know."""
+    parts = list(inner.modules())[1:]
     return {
+        "module_count": len(parts),
         "is_compiled": module is not inner or _is_compiled(inner),
-        "has_compiled_blocks": any(_is_compiled(block) for stack in stacks for block in stack),
+        "has_compiled_blocks": any(_is_compiled(part) for part in parts),
         "is_parallel": getattr(inner, "_parallel_config", None) is not None,
         "native_cache": bool(getattr(inner, "is_cache_enabled", False)),
     }

@@ -19,9 +19,11 @@ from PIL import Image
 from skipstep.pipelines.arms import equal_cost_steps
 from skipstep.pipelines.compare import compare
 from skipstep.pipelines.compare_page import page
-from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio, judge, speed_in_words, strip
+from skipstep.pipelines.compare_text import strip
+from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio
 from skipstep.pipelines.intervals import bootstrap_interval, estimate, worst_decile
 from skipstep.pipelines.pictures import read_pictures, to_bytes
+from skipstep.pipelines.verdicts import judge, speed_in_words
 from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
@@ -151,7 +153,7 @@ def test_equal_cost_steps_round_and_never_save_nothing() -> None:
 def test_every_arm_makes_the_same_pictures_from_the_same_seeds() -> None:
     pipe = FakePipeline()
     run(pipe, ["fora:interval=2", "fora:interval=5"], seed=7)
-    seeds = {(name, steps): [] for name, steps, _ in pipe.calls}
+    seeds: dict[tuple[str, int], list[int]] = {(name, steps): [] for name, steps, _ in pipe.calls}
     for name, steps, seed in pipe.calls:
         seeds[name, steps] += seed
     for (name, steps), found in seeds.items():
@@ -329,6 +331,15 @@ def test_the_text_holds_table_timeline_and_verdicts() -> None:
     assert "LPIPS)" in text and "not LPIPS" in text
 
 
+def test_the_table_drops_columns_until_it_fits_and_prose_is_wrapped() -> None:
+    outcome = run(arms="fora:interval=2")
+    assert max(map(len, outcome.text(80).splitlines())) <= 80
+    (narrow,) = (line for line in outcome.text(80).splitlines() if line.startswith("arm "))
+    (whole,) = (line for line in outcome.text().splitlines() if line.startswith("arm "))
+    assert "PSNR dB" in narrow and "speed-up" in narrow
+    assert "cache" in whole and "cache" not in narrow
+
+
 def test_json_is_strict_and_complete(tmp_path: Path) -> None:
     outcome = run(arms=["fora:interval=1", "fora:interval=2"])
     outcome.save(tmp_path)
@@ -388,7 +399,7 @@ def test_the_sheet_has_a_row_a_prompt_and_a_column_an_arm(tmp_path: Path) -> Non
     more.save(tmp_path / "more")
     small, large = (Image.open(tmp_path / name / "sheet.png") for name in ("few", "more"))
     assert large.width > small.width and large.height > small.height
-    assert json.loads(large.text["skipstep"])["compare"] == more.headline()
+    assert json.loads(large.info["skipstep"])["compare"] == more.headline()
 
 
 def test_only_the_pictures_asked_for_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""The training code: schedules end in time, runs resume exactly, losses are what they say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from skipstep.pipelines.reference import denoiser
+from skipstep.pipelines.reference import train as training
+from skipstep.pipelines.reference.autoencoder import new_autoencoder, to_tensor
+from skipstep.pipelines.reference.budget import WallBudget
+from skipstep.pipelines.reference.captions import STYLES, TAUGHT, held_out_style
+from skipstep.pipelines.reference.data import Pictures
+from skipstep.pipelines.reference.denoiser import flow_loss, new_denoiser
+from skipstep.pipelines.reference.examples import Examples, caption_forms
+from skipstep.pipelines.reference.palette import COLOURS
+from skipstep.pipelines.reference.processes import agree, average_gradients, process_count, rank
+from skipstep.pipelines.reference.threads import CoreFollower
+from skipstep.pipelines.reference.vendor_features import rename
+
+
+@pytest.fixture
+def examples() -> Examples:
+    torch.manual_seed(0)
+    return Examples(
+        latents=torch.randn(3, 12, 2, 16, 16, 16).half(),
+        flippable=torch.tensor([1, 1, 0]),
+        captions=torch.ones(3, 12, 3, dtype=torch.long),
+        text=torch.stack([torch.zeros(16, 384), torch.ones(16, 384)]).bfloat16(),
+        mask=torch.ones(2, 16, dtype=torch.long),
+    )
+
+
+def test_learning_rate_falls_from_peak_to_floor_over_the_seconds_not_the_steps() -> None:
+    start = WallBudget(100.0)
+    end = WallBudget(100.0, spent=100.0)
+    half = WallBudget(100.0, spent=50.0)
+    assert start.cosine(1000, warmup_steps=10, floor=0.01) == pytest.approx(1.0, abs=1e-3)
+    assert half.cosine(1000, warmup_steps=10, floor=0.01) == pytest.approx(0.505, abs=1e-2)
+    assert end.cosine(1000, warmup_steps=10, floor=0.01) == pytest.approx(0.01, abs=1e-9)
+    assert start.cosine(4, warmup_steps=10, floor=0.01) == pytest.approx(0.5, abs=1e-3)
+    assert end.is_over and not half.is_over
+
+
+def test_untrained_denoiser_predicts_zero_so_its_loss_is_the_variance_of_the_flow() -> None:
+    torch.set_num_threads(1)
+    x_0 = torch.randn(8, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    text, mask = torch.randn(8, 16, 384), torch.ones(8, 16, dtype=torch.long)
+    loss = flow_loss(new_denoiser(), x_0, text, mask, torch.Generator().manual_seed(2))
+    assert loss.item() == pytest.approx(2.0, abs=0.05)
+
+
+def test_a_restored_run_takes_the_same_next_step(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "BATCH", 4)
+    monkeypatch.setitem(denoiser.CONFIG, "num_layers", 1)
+    first = training.Trainer()
+    first.step(examples, torch.Generator().manual_seed(0), 1.0)
+    first.save(tmp_path / "run.pt", 12.5)
+    second = training.Trainer()
+    assert second.restore(tmp_path / "run.pt") == 12.5
+    for trainer in (first, second):
+        trainer.step(examples, torch.Generator().manual_seed(1), 0.5)
+    assert (second.steps, second.views) == (2, 8)
+    for a, b in zip(first.masters + first.averages, second.masters + second.averages, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_batches_drop_a_tenth_of_the_captions_and_never_mirror_what_must_not_be(
+    examples: Examples,
+) -> None:
+    examples.latents[:, :, 0], examples.latents[:, :, 1] = 0, 1
+    examples.latents[2, :, 1] = 5
+    latents, text, _ = examples.draw(4000, torch.Generator().manual_seed(0))
+    assert (text[:, 0, 0] == 0).float().mean() == pytest.approx(0.1, abs=0.02)
+    assert latents.max() == 1
+    assert latents.mean() == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_pictures_on_a_colour_keep_their_opaque_pixels() -> None:
+    pixels = np.zeros((1, 4, 4, 4), np.uint8)
+    pixels[0, 1, 1] = (200, 100, 50, 255)
+    picture = Pictures(["dot"], pixels).composite(0, COLOURS["blue"])
+    np.testing.assert_array_equal(picture[1, 1], (200, 100, 50))
+    np.testing.assert_array_equal(picture[0, 0], COLOURS["blue"])
+
+
+def test_autoencoder_divides_by_eight_and_starts_grey() -> None:
+    model = new_autoencoder()
+    x = to_tensor(np.zeros((1, 64, 64, 3), np.float32))
+    z: Tensor = model.encode(x).latents
+    assert z.shape == (1, 16, 8, 8)
+    assert model.decode(z).sample.abs().mean() < 0.5
+
+
+def test_held_out_pairs_are_about_one_in_twenty_and_leave_each_name_two_styles() -> None:
+    held = [held_out_style(name) for name in sorted(TAUGHT)]
+    assert {style for style in held if style} <= set(STYLES)
+    share = sum(style is not None for style in held) / (len(STYLES) * len(TAUGHT))
+    assert 0.03 < share < 0.07
+
+
+def test_caption_forms_say_the_same_with_and_without_article_and_style() -> None:
+    assert caption_forms("owl", "flat", "red") == (
+        "owl, flat style, on a red background",
+        "an owl, flat style, on a red background",
+        "an owl, on a red background",
+    )
+
+
+def test_alone_nothing_is_communicated() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.tensor([1.0, 2.0])
+    average_gradients([weight])
+    assert weight.grad.tolist() == [1.0, 2.0]
+    assert agree(0.25, 1.0) == [0.25, 1.0]
+    assert (process_count(), rank()) == (1, 0)
+
+
+def test_thread_count_stays_within_bounds() -> None:
+    follower = CoreFollower(most=1)
+    for _ in range(3):
+        follower.adjust()
+        assert follower.count == 1
+
+
+def test_checkpoint_names_are_translated_and_the_classifier_dropped() -> None:
+    assert rename("_blocks.3._bn2.weight") == "blocks.3.project.1.weight"
+    assert rename("_conv_stem.weight") == "stem.0.weight"
+    assert rename("_fc.bias") is None

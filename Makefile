@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format wheel constraints clean
+.PHONY: demo test test-lowest lint format wheel constraints clean
 
 # A compression proof on the small models in this repository: no download, no GPU.
 demo: .venv/.installed
@@ -10,6 +10,16 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# The oldest versions that pyproject.toml allows, torch aside: its old builds are large.
+test-lowest: .typing/skipstep
+	rm -rf build/lowest
+	$(PYTHON) -m venv build/lowest
+	sed -n '/^dependencies/,/^]/s/^  "\([A-Za-z]*\)>=\([0-9.]*\)",.*/\1==\2/p' pyproject.toml \
+	  | sed '/^torch=/d' > build/lowest/pins.txt
+	grep '^torch=' constraints.txt >> build/lowest/pins.txt
+	build/lowest/bin/pip install --quiet -r build/lowest/pins.txt beartype hypothesis pytest pytest-xdist
+	PYTHONPATH=.typing build/lowest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev .typing/skipstep
 	$(BIN)/ruff format --check .
@@ -20,12 +30,11 @@ format: .venv/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# From a clean copy of what git tracks: a build in the working tree leaves build/lib behind, and the
-# next wheel would ship files that were deleted since.
+# From a clean copy of what git has staged: a build in the working tree leaves build/lib behind, and
+# the next wheel would ship files that were deleted since.
 wheel: .venv/.installed-dev
 	rm -rf build/wheel dist
-	mkdir -p build/wheel
-	git ls-files -z | xargs -0 cp --parents -t build/wheel
+	git checkout-index --all --prefix=build/wheel/
 	$(BIN)/python -m build --outdir dist build/wheel
 
 constraints:

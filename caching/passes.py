@@ -38,7 +38,6 @@ class Split(BaseException):
 
 
 @runtime_checkable
-@runtime_checkable
 class Target(Protocol):
     """What a span needs to know of a denoiser; the plugins layer's `Denoiser` is one."""
 
@@ -154,7 +153,11 @@ class Contract:
 
 @dataclass
 class Memory:
-    """Hold what one (denoiser, guidance branch) remembers between the steps of one run."""
+    """Hold what one (denoiser, guidance branch) remembers between the steps of one run.
+
+    `shapes` are the nesting and shapes of what units returned. `is_filled` says that every sample
+    was computed at least once, `is_input_changed` that the model wrote into its own input.
+    """
 
     rows: int
     forecaster: Forecaster
@@ -163,11 +166,11 @@ class Memory:
     histories: dict[Hashable, History] = field(default_factory=dict)
     shapes: dict[Hashable, Any] = field(default_factory=dict)
     per_row: dict[Hashable, int] = field(default_factory=dict)
-    is_filled: list[bool] = field(default_factory=list)
     skips: list[int] = field(default_factory=list)
+    is_filled: bool = False
+    is_input_changed: bool = False
 
     def __post_init__(self) -> None:
-        self.is_filled = [False] * self.rows
         self.skips = [0] * self.rows
 
     def keep(
@@ -193,9 +196,18 @@ class Memory:
         value = self.histories[key].forecast(self.forecaster, rows, at)
         return value.flatten(0, 1) if self.per_row[key] > 1 else value
 
-    def is_stale(self) -> bool:
-        """Say whether the model changed a tensor we hold, in place."""
-        return any(history.stale() for history in self.histories.values())
+    def forget_if_stale(self) -> bool:
+        """Forget everything if the model changed a tensor we hold, in place, and keep copies from
+        now on; say whether that was so.
+        """
+        histories = self.histories.values()
+        if not (self.is_input_changed or any(history.stale() for history in histories)):
+            return False
+        self.clone, self.is_input_changed = True, False
+        for history in histories:
+            history.clone = True
+            history.clear()
+        return True
 
 
 @dataclass
@@ -249,7 +261,8 @@ class Pass:
         """Store what a unit computed."""
         try:
             self.memory.keep(key, value, self.rows, float(self.step.index))
-        except NotLearned as error:
+        # A history refuses a second value at one time: the unit ran twice in this pass.
+        except (NotLearned, ValueError) as error:
             self.give_up(str(error))
 
     def has(self, key: Hashable) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import pydantic
-from pydantic import ConfigDict, Field, WrapValidator
+from pydantic import ConfigDict, Field, SerializeAsAny, WrapValidator
 
 from skipstep.caching.base import (
     CachePlugin,
@@ -54,13 +54,17 @@ AnyGate = Annotated[
         Field(discriminator="type"),
     ],
     WrapValidator(_read),
+    SerializeAsAny(),
 ]
 AnyForecaster = Annotated[
-    Annotated[Reuse | Taylor | Lagrange, Field(discriminator="type")], WrapValidator(_read)
+    Annotated[Reuse | Taylor | Lagrange, Field(discriminator="type")],
+    WrapValidator(_read),
+    SerializeAsAny(),
 ]
 AnySpan = Annotated[
     Annotated[Output | Residual | Modules | DeepFeatures, Field(discriminator="type")],
     WrapValidator(_read),
+    SerializeAsAny(),
 ]
 
 

@@ -29,9 +29,13 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """Return the tensors of a nesting, left to right."""
-    found: list[Tensor] = []
-    map_tensors(tree, found.append)
-    return found
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        return [tensor for entry in tree for tensor in tensors_in(entry)]
+    return []
 
 
 def rows_of(main: Any) -> int:
@@ -46,20 +50,27 @@ def stacked(main: Any) -> Tensor:
     return torch.stack(list(main)) if isinstance(main, list | tuple) else main
 
 
-def select_rows(tree: Any, rows: Sequence[int], total: int, *, lists_are_rows: bool) -> Any:
+def select_rows(
+    tree: Any, rows: Sequence[int], total: int, *, lists_are_rows: bool, frames: Sequence[int] = ()
+) -> Any:
     """Return `tree` for some samples of a batch of `total`.
 
     A tensor belongs to the batch when its first dimension is `total`. A list belongs to it when it
     has `total` entries and either the model takes its samples as lists (`lists_are_rows`) or the
     entries are not batched tensors themselves. Numbers, tuples of numbers and everything else are
     shared by all samples.
+
+    `frames` are the counts that may be folded into the first dimension behind the sample's number:
+    a video UNet takes its text once per frame, [total * frames, ...].
     """
 
     def select(value: Any) -> Any:
         if isinstance(value, Tensor):
-            if value.ndim == 0 or value.shape[0] != total:
+            per_row = next((n for n in (1, *frames) if value.shape[:1] == (total * n,)), None)
+            if per_row is None:
                 return value
-            return value.index_select(0, torch.tensor(rows, device=value.device))
+            entries = [row * per_row + i for row in rows for i in range(per_row)]
+            return value.index_select(0, torch.tensor(entries, device=value.device))
         if isinstance(value, dict):
             return type(value)(**{key: select(entry) for key, entry in value.items()})
         if (

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from skipstep.caching.base import CachePlugin, Choice, Seen, Step
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
+from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
 from skipstep.plugins.fingerprint import mismatches
@@ -69,14 +70,24 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             "output "
             "(enable_plugin('cache', span='output'))"
         )
+    if denoiser.has_compiled_blocks and isinstance(parts.span, Modules):
+        return (
+            f"{name} has compiled blocks, which inline the modules this cache would skip: use a "
+            "cache of whole blocks (enable_plugin('cache', gate='interval', span='residual')) or "
+            "do not compile"
+        )
     return parts.span.why_not(denoiser, parts.gate)
 
 
 def attach(plugin: CachePlugin, site: Any) -> None:
-    """Put the cache around every denoiser it can serve."""
+    """Put the cache around every denoiser it can serve; the report says why not the others."""
     for denoiser in site.profile.denoisers:
-        if _why_not_one(plugin, denoiser) is None:
+        reason = _why_not_one(plugin, denoiser)
+        if reason is None:
             DenoiserCache(plugin, denoiser, site)
+        else:
+            note = f"{denoiser.name} is not cached: {reason}"
+            site.on_report(lambda run, report, note=note: report.notes.append(note))
 
 
 class DenoiserCache:
@@ -94,12 +105,7 @@ class DenoiserCache:
         self.contract = Contract(stacks=stacks)
         self.full_work = self.parts.span.full_work(denoiser)
         places = self.parts.span.places(denoiser, self.parts.gate)
-        skipped = [module for module, place in places if not getattr(place, "is_watched", False)]
-        self.meter = Meter(
-            denoiser.inner,
-            skipped or [denoiser.inner],
-            is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks),
-        )
+        self.meter = Meter(is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks))
         site.wrap(denoiser.module, self.root, ORDER)
         for module, place in places:
             site.wrap(module, functools.partial(self.inside, place), INSIDE)
@@ -111,37 +117,53 @@ class DenoiserCache:
         pass_ = run.state.get((self, "pass")) if run is not None else None
         if pass_ is None or (self.contract.broken and pass_.mode != "skip"):
             return call_next(*args, **kwargs)
-        return self.parts.span.visit(place, pass_, call_next, args, kwargs)
+        visit = functools.partial(self.parts.span.visit, place, pass_, call_next, args, kwargs)
+        return visit() if getattr(place, "is_watched", False) else self.meter.skippable(visit)
 
     def root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Serve a call of the denoiser."""
         run = self.site.run()
-        if run is None:
+        main = None if run is None else self._main_input(args, kwargs)
+        if run is None or main is None:
             return call_next(*args, **kwargs)
         started = time.perf_counter()
-        call = _DenoiserCall(self, run, call_next, args, kwargs)
+        call = _DenoiserCall(self, run, main, call_next, args, kwargs)
         output = call.serve()
         run.state.setdefault((self, "calls"), []).append(call.record(time.perf_counter() - started))
         return output
 
-    def memory(self, run: Run, branch: int, main: Any) -> tuple[Memory, bool]:
-        """Return this branch's memory and whether it had to be made anew."""
-        signature = (rows_of(main), [(t.shape[1:], t.dtype) for t in tensors_in(main)[:1]])
+    def _main_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the denoiser's first parameter that is a batch: the noisy picture."""
+        named = dict(zip(self.parameters, args, strict=False)) | kwargs
+        batches = (
+            value
+            for value in (named.get(name) for name in self.parameters)
+            if isinstance(value, list) or (isinstance(value, Tensor) and value.ndim > 1)
+        )
+        return next(batches, None)
+
+    def memory(self, run: Run, branch: int, rows: int, shapes: Hashable) -> tuple[Memory, bool]:
+        """Return this branch's memory and whether it replaces one for other shapes."""
         key = (self, "memory", branch)
         found = run.state.get(key)
-        if found is not None and found[0] == signature:
+        if found is not None and found[0] == shapes:
             return found[1], False
-        rows = rows_of(main)
         memory = Memory(
             rows, self.parts.forecaster, self.parts.gate.init(rows), self.contract.clone
         )
-        run.state[key] = (signature, memory)
-        return memory, True
+        run.state[key] = (shapes, memory)
+        return memory, found is not None
 
     def report(self, run: Run, report: Report) -> None:
         """Add this denoiser's calls to the run's report."""
         calls: list[Call] = run.state.get((self, "calls"), [])
         report.calls += calls
+        done = [call.flops_done for call in report.calls if call.flops_done is not None]
+        full = [call.flops_full for call in report.calls if call.flops_full is not None]
+        is_counted = bool(full) and len(full) == len(report.calls)
+        report.flops_done, report.flops_full = (
+            (sum(done), sum(full)) if is_counted else (None, None)
+        )
         report.bytes_held += _held_bytes(self, run)
         report.notes += [note for note in self.contract.notes if note not in report.notes]
         made_for = self.plugin.made_for()
@@ -150,10 +172,6 @@ class DenoiserCache:
             report.notes += [f"{self.plugin.name}: {each}" for each in unlike]
         if any(field.name == "threshold" for field in dataclasses.fields(self.plugin)):
             report.threshold_option = "threshold"
-        flops = self.meter.totals(calls)
-        if flops is not None:
-            report.flops_done = (report.flops_done or 0.0) + flops[0]
-            report.flops_full = (report.flops_full or 0.0) + flops[1]
         self._warn(calls, report)
 
     def _warn(self, calls: Sequence[Call], report: Report) -> None:
@@ -187,26 +205,21 @@ class _DenoiserCall:
         self,
         cache: DenoiserCache,
         run: Run,
+        main: Any,
         call_next: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        self.cache, self.run, self.call_next, self.args, self.kwargs = (
-            cache,
-            run,
-            call_next,
-            args,
-            kwargs,
-        )
+        self.cache, self.run, self.main, self.call_next = cache, run, main, call_next
+        self.args, self.kwargs = args, kwargs
         named = dict(zip(cache.parameters, args, strict=False)) | kwargs
-        self.main = next(
-            v
-            for v in named.values()
-            if isinstance(v, list) or (isinstance(v, Tensor) and v.ndim > 1)
-        )
         index, self.branch = run.enter(cache.denoiser.module, named)
         self.step = Step(index, run.count)
-        self.memory, self.is_new = cache.memory(run, self.branch, self.main)
+        tensors = tensors_in([args, kwargs])
+        self.shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        self.memory, self.is_reshaped = cache.memory(run, self.branch, rows_of(main), self.shapes)
+        self._version: int | None = None
+        self.x = self._input()
         self.everyone = list(range(self.memory.rows))
         self.choices: list[Choice] = []
         self.work = 0.0
@@ -241,8 +254,20 @@ class _DenoiserCall:
         self._remember(computed, output)
         return output
 
+    def _input(self) -> Tensor | None:
+        """Return the input as the denoiser finds it, where the span asks for it."""
+        span = self.cache.parts.span
+        if not (isinstance(span, Output) and span.delta):
+            return None
+        x = stacked(self.main)
+        is_own = x is not self.main
+        self._version = None if is_own or x.is_inference() else x._version
+        return x.clone() if self.memory.clone and not is_own else x
+
     def record(self, seconds: float) -> Call:
         """Return this call's line of the report."""
+        computed = sum(choice.compute for choice in self.choices)
+        flops = self.cache.meter.cost(self.shapes, computed / len(self.everyone))
         return Call(
             step=self.step.index,
             denoiser=self.cache.denoiser.name,
@@ -251,6 +276,8 @@ class _DenoiserCall:
             work_done=self.work,
             work_full=self.cache.full_work * len(self.everyone),
             seconds=seconds,
+            flops_done=flops[0] if flops else None,
+            flops_full=flops[1] if flops else None,
         )
 
     def _settle(self, choices: list[Choice]) -> list[Choice]:
@@ -263,8 +290,8 @@ class _DenoiserCall:
         forced = None
         if contract.broken:
             forced = contract.broken
-        elif not self.memory.is_filled[row]:
-            forced = "first" if index == 0 or not self.is_new else "shape"
+        elif not self.memory.is_filled:
+            forced = "shape" if self.is_reshaped else "first"
         elif index < plugin.warmup_steps:
             forced = "warm-up"
         elif count and index >= count - plugin.final_steps:
@@ -280,9 +307,10 @@ class _DenoiserCall:
         return choice if forced is None else dataclasses.replace(choice, compute=True, why=forced)
 
     def is_stale(self) -> bool:
-        """Say, looking once per call, whether the model changed what we hold."""
+        """Say, looking once per call, whether the model changed what we held; it is gone then."""
         if self._is_stale is None:
-            self._is_stale = self.memory.is_stale()
+            self._is_stale = self.memory.forget_if_stale()
+            self.cache.contract.clone |= self._is_stale
         return self._is_stale
 
     def _decide_inside(self, pass_: Pass, signal: Tensor, lead: Any) -> None:
@@ -323,15 +351,19 @@ class _DenoiserCall:
         args, kwargs = self.args, self.kwargs
         if rows != self.everyone:
             by_list = isinstance(self.main, list)
+            frames = self.main.shape[1:3] if not by_list and self.main.ndim == 5 else ()
             args, kwargs = (
-                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list)
+                select_rows(part, rows, len(self.everyone), lists_are_rows=by_list, frames=frames)
                 for part in (args, kwargs)
             )
         state = self.run.state
         state[(cache, "pass")] = pass_
         try:
-            with cache.meter.watch(tuple(tensors_in(self.main)[0].shape[1:]), len(rows)):
+            # The first pass of a shape is whole: no sample has anything to skip with yet.
+            with cache.meter.watch(self.shapes):
                 output = self.call_next(*args, **kwargs)
+                if isinstance(cache.parts.span, Output):
+                    cache.meter.skip_all()
         finally:
             state.pop((cache, "pass"), None)
         if isinstance(cache.parts.span, Output):
@@ -348,6 +380,8 @@ class _DenoiserCall:
         """Store the tensors a denoiser returned; the first one is what becomes the picture."""
         pass_.work += self.cache.full_work * len(pass_.rows)
         by_list = isinstance(self.main, list)
+        if self._version is not None and self.main._version != self._version:
+            self.memory.is_input_changed = not self.memory.clone
         base = self._delta_base(output, pass_.rows)
         pass_.remember_shape("output", [] if by_list else output)
         values = [stacked(_main_output(output))] if by_list else tensors_in(output)
@@ -362,14 +396,9 @@ class _DenoiserCall:
         """Return the input that is subtracted from the output, where the span asks for it and
         shapes allow it.
         """
-        span = self.cache.parts.span
-        if not (isinstance(span, Output) and span.delta):
+        if self.x is None:
             return None
-        x = stacked(
-            select_rows(
-                self.main, rows, len(self.everyone), lists_are_rows=isinstance(self.main, list)
-            )
-        )
+        x: Tensor = select_rows(self.x, rows, len(self.everyone), lists_are_rows=False)
         if output is not None and stacked(_main_output(output)).shape != x.shape:
             note = (
                 f"{self.cache.denoiser.name}: output and input differ in shape, so the output "
@@ -399,13 +428,9 @@ class _DenoiserCall:
         memory, gate = self.memory, self.cache.parts.gate
         for row in self.everyone:
             memory.skips[row] = 0 if row in computed else memory.skips[row] + 1
-            memory.is_filled[row] = memory.is_filled[row] or row in computed
         if not computed:
             return
-        if any(choice.why == "aliased" for choice in self.choices):
-            memory.clone = self.cache.contract.clone = True
-            for history in memory.histories.values():
-                history.clone = True
+        memory.is_filled = True
         index = torch.tensor(computed)
         whole = computed == self.everyone
 

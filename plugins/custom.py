@@ -5,7 +5,12 @@ The plugin class has `attach(site)`, which uses `site.wrap`, `site.on_begin`, `s
 `site.on_report`, and may have `why_not(profile)`. All it does through the site is undone on detach.
 """
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any, cast
+
+from torch import nn
 
 from skipstep.plugins.profile import Profile
 
@@ -13,6 +18,7 @@ __all__ = ["EXCLUSIVE", "ORDER", "attach", "why_not"]
 
 ORDER = 70
 EXCLUSIVE = False
+OUTERMOST = 0
 
 
 def why_not(plugin: Any, found: Profile) -> str | None:
@@ -22,5 +28,28 @@ def why_not(plugin: Any, found: Profile) -> str | None:
 
 
 def attach(plugin: Any, site: Any) -> None:
-    """Let the plugin attach itself."""
+    """Count the denoisers' calls, so that `site.run().step` is right, and let the plugin attach."""
+    for denoiser in site.profile.denoisers:
+        note = functools.partial(_note, site, denoiser.module, parameters_of(denoiser.inner))
+        site.wrap(denoiser.module, note, OUTERMOST)
     plugin.attach(site)
+
+
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the forward's positional parameters, without self."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]
+
+
+def _note(
+    site: Any,
+    denoiser: object,
+    parameters: tuple[str, ...],
+    call_next: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    run = site.run()
+    if run is None:
+        return call_next(*args, **kwargs)
+    with run.inside(denoiser, dict(zip(parameters, args, strict=False)) | kwargs):
+        return call_next(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""FLOPs of a denoiser call, counted by torch's own counter once per input shape.
+"""FLOPs of a denoiser call, counted by torch's own counter once per shape of its inputs.
 
 Counting slows a call down, so it is done on the first full pass and looked up afterwards; what a
 skipped pass costs is that count less what the skipped modules had in it. Compiled code hides its
@@ -6,14 +6,11 @@ operations from the counter: there nothing is counted and the report says None.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-from skipstep.plugins.report import Call
 
 __all__ = ["Meter"]
 
@@ -27,42 +24,67 @@ CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sd
 """torch counts attention on GPUs but not its CPU kernel."""
 
 
-class Meter:
-    """Know the FLOPs per sample of a full pass and of a skipped one.
-
-    Args:
-        root: the denoiser. skipped: the modules inside it that a skipped pass does not run; the
-        root itself if none. is_on: False where the counter cannot see (compiled code).
+class _OneModule:
+    """Stand in for torch's module tracker, whose hooks are global to the process: a model running
+    in another thread would be taken for a part of ours.
     """
 
-    def __init__(self, root: nn.Module, skipped: Sequence[nn.Module], *, is_on: bool) -> None:
-        names = {id(module): path for path, module in root.named_modules()}
-        self.skipped = [f"{type(root).__name__}.{names[id(m)]}".rstrip(".") for m in skipped]
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Meter:
+    """Know the FLOPs of a full call and of a skipped one, per shape of the inputs.
+
+    Args:
+        is_on: False where the counter cannot see (compiled code).
+    """
+
+    def __init__(self, *, is_on: bool) -> None:
         self.is_on = is_on
-        self.per_row: dict[tuple[int, ...], tuple[float, float]] = {}
-        self._shape: tuple[int, ...] = ()
+        self.known: dict[Hashable, tuple[float, float]] = {}
+        self._counter: FlopCounterMode | None = None
+        self._skippable = 0.0
 
     @contextlib.contextmanager
-    def watch(self, shape: tuple[int, ...], rows: int) -> Iterator[None]:
-        """Count a pass over `rows` samples of `shape` unless that shape is known already."""
-        self._shape = shape
-        if not self.is_on or shape in self.per_row:
+    def watch(self, shapes: Hashable) -> Iterator[None]:
+        """Count a full call unless these shapes are known already."""
+        if not self.is_on or shapes in self.known:
             yield
             return
         counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-        with counter:
-            yield
-        counts = counter.get_flop_counts()
-        full = float(counter.get_total_flops())
-        saved = sum(float(sum(counts[name].values())) for name in self.skipped if name in counts)
-        self.per_row[shape] = full / rows, (full - saved) / rows
+        counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+        self._counter, self._skippable = counter, 0.0
+        try:
+            with counter:
+                yield
+            full = float(counter.get_total_flops())
+            self.known[shapes] = full, full - self._skippable
+        finally:
+            self._counter = None
 
-    def totals(self, calls: Sequence[Call]) -> tuple[float, float] | None:
-        """Return (FLOPs done, FLOPs of the same calls uncached), or None if not counted."""
-        if self._shape not in self.per_row:
+    def skippable(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Make a call and note its FLOPs as what a skip saves."""
+        if self._counter is None:
+            return call(*args)
+        before = self._counter.get_total_flops()
+        result = call(*args)
+        self._skippable += self._counter.get_total_flops() - before
+        return result
+
+    def skip_all(self) -> None:
+        """Note that a skip saves all that was counted so far."""
+        if self._counter is not None:
+            self._skippable = self._counter.get_total_flops()
+
+    def cost(self, shapes: Hashable, computed: float) -> tuple[float, float] | None:
+        """Return (FLOPs done, FLOPs uncached) of a call that computed this share of its samples, or
+        None if it was not counted.
+        """
+        if shapes not in self.known:
             return None
-        full, skip = self.per_row[self._shape]
-        done = sum(
-            full * call.computed + skip * (len(call.choices) - call.computed) for call in calls
-        )
-        return done, full * sum(len(call.choices) for call in calls)
+        full, skip = self.known[shapes]
+        return full * computed + skip * (1 - computed), full

@@ -22,11 +22,9 @@ from skipstep.plugins.errors import Incompatible, NotRestored, PipelineBusy, Plu
 from skipstep.plugins.profile import Profile, profile
 from skipstep.plugins.report import Report
 from skipstep.plugins.run import Run, StepTap, current_run, in_any_run, running
-from skipstep.plugins.seam import Seam, find_seam, seam_of
+from skipstep.plugins.seam import Seam, seam_of
 
 __all__ = ["Handle", "Manager", "Site", "last_report", "manager_for", "manager_of"]
-
-MARKER = "_skipstep_wraps"
 
 
 class Site:
@@ -84,7 +82,7 @@ class Site:
         for seam in seams:
             seam.remove(self)
         for seam in seams:
-            if not seam.wraps and find_seam(seam.module) is seam:
+            if not seam.wraps and seam.is_installed:
                 raise NotRestored(
                     f"{type(seam.module).__name__} still carries a seam after detach: "
                     "something else put it back; please report this with the output of `skipstep "
@@ -111,7 +109,7 @@ class Handle:
 
     def report(self) -> Report | None:
         """Return what the pipeline's last run did, or None before the first."""
-        return last_report(self._manager.pipe)
+        return self._manager.last_report
 
     def __repr__(self) -> str:
         state = "attached" if self.is_attached else "detached"
@@ -124,15 +122,18 @@ class Manager:
     def __init__(self, pipe: Any) -> None:
         self._pipe = weakref.ref(pipe)
         self.handles: dict[str, Handle] = {}
+        self.last_report: Report | None = None
         self.is_paused = False
         self.is_running = False
         self.lock = threading.RLock()
-        weakref.finalize(pipe, Manager._drop_seams, self.handles)
+        # Its components may live on in another pipeline.
+        weakref.finalize(pipe, Manager._drop, self.handles, type(pipe)).atexit = False
 
     @staticmethod
-    def _drop_seams(handles: dict[str, Handle]) -> None:
-        for handle in handles.values():
-            handle._site.undo()
+    def _drop(handles: dict[str, Handle], cls: type) -> None:
+        while handles:
+            handles.popitem()[1]._site.undo()
+        _unwrap_call(cls)
 
     @property
     def pipe(self) -> Any:
@@ -146,17 +147,34 @@ class Manager:
         if why:
             raise Incompatible(f"{plugin.name}: {why}")
         leaving = self._leaving(plugin, replace)
+        site = self._attach(plugin, found)
+        for handle in leaving:
+            self._take_off(handle)
+        self.handles[plugin.name] = Handle(self, plugin, site)
+        _wrap_call(type(self.pipe))
+        return self.handles[plugin.name]
+
+    def _attach(self, plugin: Any, found: Profile) -> Site:
         site = Site(self, found)
         try:
             kinds.attach(plugin, site)
         except BaseException:
             site.undo()
             raise
-        for handle in leaving:
-            self._take_off(handle)
-        self.handles[plugin.name] = Handle(self, plugin, site)
-        _wrap_call(type(self.pipe))
-        return self.handles[plugin.name]
+        return site
+
+    def _follow(self) -> None:
+        """Attach anew what stands on a denoiser that the user has replaced or compiled since."""
+        for handle in self.handles.values():
+            site = handle._site
+            if all(denoiser.is_current(self.pipe) for denoiser in site.profile.denoisers):
+                continue
+            found = profile(self.pipe)
+            why = why_not(handle.plugin, found)
+            if why:
+                raise Incompatible(f"{handle.plugin.name}: {why}")
+            handle._site = self._attach(handle.plugin, found)
+            site.undo()
 
     def _leaving(self, plugin: Any, replace: bool) -> list[Handle]:
         same = [h for h in self.handles.values() if h.plugin.name == plugin.name]
@@ -183,7 +201,10 @@ class Manager:
 
     def _take_off(self, handle: Handle) -> None:
         del self.handles[handle.plugin.name]
-        handle._site.undo()
+        try:
+            handle._site.undo()
+        finally:
+            _unwrap_call(type(self.pipe))
 
     def disable_all(self) -> None:
         """Take every plugin off, the last one first."""
@@ -220,6 +241,7 @@ class Manager:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         pipe = self.pipe
+        self._follow()
         run = Run(self, pipe, _bound(function, pipe, args, kwargs))
         handles = sorted(self.handles.values(), key=lambda h: kinds.order(h.plugin.kind))
         sites = [handle._site for handle in handles]
@@ -231,13 +253,12 @@ class Manager:
                 for site in sites:
                     stack.callback(site.end, run)
                     site.begin(run)
-                scheduler = getattr(pipe, "scheduler", None)
-                if hasattr(scheduler, "step"):
+                for scheduler in _schedulers(pipe):
                     stack.enter_context(StepTap(scheduler, run).installed())
                 try:
                     return function(pipe, *args, **kwargs)
                 finally:
-                    report.steps, report.seconds = run.step, time.perf_counter() - started
+                    report.steps, report.seconds = run.finished, time.perf_counter() - started
                     run.seconds = report.seconds
                     for site in sites:
                         site.report(run, report)
@@ -246,11 +267,12 @@ class Manager:
             raise
         finally:
             run.state.clear()
-            _REPORTS[pipe] = report
+            self.last_report = report
 
 
 _MANAGERS: "weakref.WeakKeyDictionary[Any, Manager]" = weakref.WeakKeyDictionary()
-_REPORTS: "weakref.WeakKeyDictionary[Any, Report]" = weakref.WeakKeyDictionary()
+_WRAPPED: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+"""Class -> the `__call__` we gave it, and the one it had."""
 
 
 def manager_of(pipe: Any) -> Manager | None:
@@ -267,7 +289,8 @@ def manager_for(pipe: Any) -> Manager:
 
 def last_report(pipe: Any) -> Report | None:
     """Return the report of the pipeline's last run with plugins, or None."""
-    return _REPORTS.get(pipe)
+    manager = manager_of(pipe)
+    return manager.last_report if manager else None
 
 
 def why_not(plugin: Any, found: Profile) -> str | None:
@@ -299,6 +322,16 @@ def repr_plugin(plugin: Any) -> str:
     return f"{plugin.name}({options})" if options else str(plugin.name)
 
 
+def _schedulers(pipe: Any) -> list[Any]:
+    """Return the components that step, each once."""
+    steps = {
+        id(component): component
+        for component in pipe.components.values()
+        if hasattr(component, "set_timesteps") and hasattr(component, "step")
+    }
+    return list(steps.values())
+
+
 def _bound(
     function: Callable[..., Any], pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
@@ -318,17 +351,18 @@ def _wrap_call(cls: type) -> None:
     """Send the calls of managed pipelines of this class through their manager; all others pass
     straight on.
 
-    Python looks `__call__` up on the class, so it is the class that is wrapped: once, and inert
-    without a manager. A subclass that calls `super().__call__` has opened its run already, so the
-    inner call passes straight on too.
+    Python looks `__call__` up on the class, so it is the class that is wrapped: once, inert without
+    a manager, and only while one of its pipelines has a plugin. A subclass that calls
+    `super().__call__` has opened its run already, so the inner call passes straight on too.
     """
     original = cls.__call__
-    if getattr(original, MARKER, False):
+    if _is_ours(original):
         return
 
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(self).__call__ is not __call__:
+        outermost = type(self).__call__
+        if outermost is not __call__ and _is_ours(outermost):
             return original(self, *args, **kwargs)
         manager = _MANAGERS.get(self)
         if manager is not None:
@@ -338,5 +372,26 @@ def _wrap_call(cls: type) -> None:
                 return original(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
-    setattr(__call__, MARKER, True)
+    _WRAPPED[cls] = __call__, original
     type.__setattr__(cls, "__call__", __call__)
+
+
+def _is_ours(function: Callable[..., Any]) -> bool:
+    return any(function is ours for ours, _ in _WRAPPED.values())
+
+
+def _unwrap_call(cls: type) -> None:
+    """Give a class and its bases back their own `__call__` when the last of their plugins is gone.
+
+    What someone else has wrapped since stays, and passes through us.
+    """
+    in_use = [type(pipe) for pipe, manager in _MANAGERS.items() if manager.handles]
+    for base in cls.__mro__:
+        ours, original = _WRAPPED.get(base, (None, None))
+        if ours is None or any(issubclass(used, base) for used in in_use):
+            continue
+        if vars(base).get("__call__") is ours:
+            del _WRAPPED[base]
+            type.__delattr__(base, "__call__")
+            if base.__call__ is not original:
+                type.__setattr__(base, "__call__", original)

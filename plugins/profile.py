@@ -38,10 +38,17 @@ class Denoiser:
     is_quantised: bool
     is_meta: bool
     native_cache: bool
+    module_count: int
 
     @property
     def class_name(self) -> str:
         return type(self.inner).__name__
+
+    def is_current(self, pipe: Any) -> bool:
+        """Say whether the pipeline still has this denoiser, in the state described here."""
+        now = _states(self.module, self.inner)
+        is_same = getattr(pipe, self.name, None) is self.module
+        return is_same and all(getattr(self, name) == state for name, state in now.items())
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def profile(pipe: Any) -> Profile:
         if not isinstance(component, nn.Module):
             continue
         inner = getattr(component, "_orig_mod", component)
-        if _takes_timestep(inner) and not _is_controlnet(inner):
+        if _takes_timestep(inner) and not _is_controlnet(name, inner):
             found.append(_describe(name, component, inner))
     return Profile(type(pipe).__name__, tuple(found))
 
@@ -81,8 +88,10 @@ def _takes_timestep(module: nn.Module) -> bool:
     return not set(TIMESTEP_NAMES).isdisjoint(inspect.signature(type(module).forward).parameters)
 
 
-def _is_controlnet(module: nn.Module) -> bool:
-    return any(name.startswith("controlnet_") for name, _ in module.named_children())
+def _is_controlnet(name: str, module: nn.Module) -> bool:
+    """Several ControlNets may stand behind one module, so parts of parts count."""
+    parts = (part for path, _ in module.named_modules() for part in path.split("."))
+    return name.startswith("controlnet") or any(part.startswith("controlnet_") for part in parts)
 
 
 def _describe(name: str, module: nn.Module, inner: nn.Module) -> Denoiser:
@@ -95,13 +104,22 @@ def _describe(name: str, module: nn.Module, inner: nn.Module) -> Denoiser:
         kind=kind,
         stacks=stacks,
         is_video=any(isinstance(m, nn.Conv3d) or "3D" in type(m).__name__ for m in inner.modules()),
-        is_compiled=module is not inner or _is_compiled(inner),
-        has_compiled_blocks=any(_is_compiled(block) for stack in stacks for block in stack),
-        is_parallel=getattr(inner, "_parallel_config", None) is not None,
         is_quantised=getattr(inner, "hf_quantizer", None) is not None,
         is_meta=_is_meta(inner),
-        native_cache=bool(getattr(inner, "is_cache_enabled", False)),
+        **_states(module, inner),
     )
+
+
+def _states(module: nn.Module, inner: nn.Module) -> dict[str, Any]:
+    """Return what the user may change at any time; a LoRA puts modules around the ones we know."""
+    parts = list(inner.modules())[1:]
+    return {
+        "module_count": len(parts),
+        "is_compiled": module is not inner or _is_compiled(inner),
+        "has_compiled_blocks": any(_is_compiled(part) for part in parts),
+        "is_parallel": getattr(inner, "_parallel_config", None) is not None,
+        "native_cache": bool(getattr(inner, "is_cache_enabled", False)),
+    }
 
 
 def _is_unet(module: nn.Module) -> bool:

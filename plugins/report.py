@@ -19,8 +19,8 @@ MARK_COMPUTED, MARK_SKIPPED, MARK_MIXED = "#", ".", "+"
 
 @dataclass
 class Call:
-    """One denoiser call: a choice per sample, the work units done out of those an uncached call
-    takes, host seconds.
+    """One denoiser call: a choice per sample, the work units and FLOPs done out of those an
+    uncached call takes, host seconds.
     """
 
     step: int
@@ -30,6 +30,8 @@ class Call:
     work_done: float
     work_full: float
     seconds: float
+    flops_done: float | None = None
+    flops_full: float | None = None
 
     @property
     def computed(self) -> int:

@@ -1,14 +1,15 @@
 """One pipeline call: which step it is at, which guidance branch is being computed, and all state
 that dies with it.
 
-Pipelines do not tell. The step is counted where it happens, at `scheduler.step`; the branch (cond,
-uncond, ...) is the k-th call of a denoiser since the last step. Pipelines that step copies of their
-scheduler never reach the tap: for them a changed timestep argument starts a new step (this costs
-one host sync a call, and only they pay it).
+Pipelines do not tell. A denoiser call that follows a `scheduler.step` starts a new step, however
+many schedulers stepped in between (copies made during the run count too); the branch (cond, uncond,
+...) is the k-th call of a denoiser in its step. Where no scheduler steps at all, a changed timestep
+argument starts a new step (this costs one host sync a call, and only those pipelines pay it).
 """
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -32,8 +33,10 @@ class Run:
         self.state: dict[Any, Any] = {}
         self.step = 0
         self.seconds = 0.0
-        self._taps = 0
+        self._is_tapped = False
+        self._has_stepped = False
         self._calls: dict[int, int] = {}
+        self._open: dict[int, tuple[int, int]] = {}
         self._timestep: float | None = None
         self._count: int | None = None
 
@@ -60,51 +63,77 @@ class Run:
 
     def enter(self, denoiser: object, arguments: dict[str, Any]) -> tuple[int, int]:
         """Note a denoiser call; return (step index, guidance branch)."""
-        if self._taps == 0:
-            self._follow_timestep(arguments)
+        if id(denoiser) in self._open:
+            return self._open[id(denoiser)]
+        if self._has_stepped or (not self._is_tapped and self._is_new_timestep(arguments)):
+            self.step += 1
+            self._has_stepped = False
+            self._calls.clear()
         branch = self._calls.get(id(denoiser), 0)
         self._calls[id(denoiser)] = branch + 1
         return self.step, branch
 
+    @contextlib.contextmanager
+    def inside(self, denoiser: object, arguments: dict[str, Any]) -> Iterator[None]:
+        """Note a denoiser call while it lasts; who enters it meanwhile does not count it again."""
+        if id(denoiser) in self._open:
+            yield
+            return
+        self._open[id(denoiser)] = self.enter(denoiser, arguments)
+        try:
+            yield
+        finally:
+            del self._open[id(denoiser)]
+
     def advance(self) -> None:
-        """Note that the scheduler stepped."""
-        self._taps += 1
-        self._next_step()
+        """Note that a scheduler stepped; what timesteps suggested before that was no step."""
+        if not self._is_tapped:
+            self._is_tapped, self.step = True, 0
+        self._has_stepped = True
 
-    def _next_step(self) -> None:
-        self.step += 1
-        self._calls.clear()
+    @property
+    def finished(self) -> int:
+        """Return how many steps are behind us."""
+        is_done = self._has_stepped or (not self._is_tapped and self._timestep is not None)
+        return self.step + is_done
 
-    def _follow_timestep(self, arguments: dict[str, Any]) -> None:
+    def _is_new_timestep(self, arguments: dict[str, Any]) -> bool:
         value = next((arguments[n] for n in TIMESTEP_NAMES if n in arguments), None)
         if isinstance(value, torch.Tensor):
             value = value.flatten()[0].item() if value.numel() else None
         if not isinstance(value, int | float):
-            return
-        if self._timestep is not None and value != self._timestep:
-            self._next_step()
-        self._timestep = value
+            return False
+        before, self._timestep = self._timestep, float(value)
+        return before is not None and before != self._timestep
 
 
 class StepTap:
-    """Stand in for `scheduler.step` during a run and count; a deepcopy of the scheduler gets its
-    own plain `step`.
+    """Stand in for `scheduler.step` during a run and count; a deepcopy of the scheduler has its own
+    tap, a pickle none. Once the run is gone a tap only steps.
     """
 
     def __init__(self, scheduler: Any, run: Run) -> None:
         self.scheduler = scheduler
-        self.run = run
-        self.step: Callable[..., Any] = scheduler.step
+        self.run = weakref.ref(run)
+        step = scheduler.step
+        # A nested call of the same pipeline is no step of the outer run.
+        self.step: Callable[..., Any] = step.step if isinstance(step, StepTap) else step
         functools.update_wrapper(self, self.step)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self.step(*args, **kwargs)
-        self.run.advance()
+        run = self.run()
+        if run is not None:
+            run.advance()
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.scheduler))
-        return self.step if copied is None else type(copied).step.__get__(copied)
+        run = self.run()
+        return self.step if copied is None or run is None else StepTap(copied, run)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.scheduler, "step")
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ when offload is switched on afterwards.
 import copy
 import functools
 import logging
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 SLOT = "_compiled_call_impl"
 Wrap = Callable[..., Any]
+_SEAMS: "weakref.WeakKeyDictionary[nn.Module, Seam]" = weakref.WeakKeyDictionary()
 
 
 class Seam(ABC):
@@ -37,6 +39,7 @@ class Seam(ABC):
         self.module = module
         self.wraps: list[tuple[int, object, Wrap]] = []
         self.chain: Callable[..., Any] = self.inner()
+        _SEAMS[module] = self
 
     def add(self, owner: object, wrap: Wrap, order: int) -> None:
         """Put `wrap(call_next, *args, **kwargs)` around the module's call, for `owner`."""
@@ -50,6 +53,7 @@ class Seam(ABC):
         if self.wraps:
             self.rebuild()
         else:
+            _SEAMS.pop(self.module, None)
             self.uninstall()
 
     def rebuild(self) -> None:
@@ -65,6 +69,11 @@ class Seam(ABC):
     @abstractmethod
     def inner(self) -> Callable[..., Any]:
         """Return what the module's call was before us."""
+
+    @property
+    @abstractmethod
+    def is_installed(self) -> bool:
+        """Say whether a call of the module comes here first."""
 
     @abstractmethod
     def uninstall(self) -> None:
@@ -88,8 +97,12 @@ class CallSlotSeam(Seam):
     def inner(self) -> Callable[..., Any]:
         return self.previous or self.module._call_impl
 
+    @property
+    def is_installed(self) -> bool:
+        return getattr(self.module, SLOT) is self
+
     def uninstall(self) -> None:
-        if getattr(self.module, SLOT) is not self:
+        if not self.is_installed:
             return
         if self.previous is None:
             self.module.__dict__.pop(SLOT, None)
@@ -97,9 +110,8 @@ class CallSlotSeam(Seam):
             setattr(self.module, SLOT, self.previous)
 
     def heal(self) -> None:
-        current = getattr(self.module, SLOT)
-        if current is not self:
-            self.previous = current
+        if not self.is_installed:
+            self.previous = getattr(self.module, SLOT)
             setattr(self.module, SLOT, self)
             self.rebuild()
 
@@ -117,8 +129,12 @@ class ForwardSeam(Seam):
     def inner(self) -> Callable[..., Any]:
         return self.previous or functools.partial(type(self.module).forward, self.module)
 
+    @property
+    def is_installed(self) -> bool:
+        return self.module.__dict__.get("forward") is self
+
     def uninstall(self) -> None:
-        if self.module.__dict__.get("forward") is not self:
+        if not self.is_installed:
             return
         if self.previous is None:
             del self.module.__dict__["forward"]
@@ -126,27 +142,28 @@ class ForwardSeam(Seam):
             self.module.__dict__["forward"] = self.previous
 
     def heal(self) -> None:
-        current = self.module.__dict__.get("forward")
-        if current is not self:
-            self.previous = current
+        if not self.is_installed:
+            self.previous = self.module.__dict__.get("forward")
             self.module.__dict__["forward"] = self
             self.rebuild()
 
 
 def seam_of(module: nn.Module) -> Seam:
-    """Return the module's seam, installing one if it has none."""
+    """Return the module's seam, outermost, installing one if it has none.
+
+    There is one seam per module, also after the user put something over it: two would end up
+    around each other.
+    """
     found = find_seam(module)
     if found is not None:
+        found.heal()
         return found
     return CallSlotSeam(module) if call_slot_works() else ForwardSeam(module)
 
 
 def find_seam(module: nn.Module) -> Seam | None:
     """Return the module's seam, or None."""
-    for candidate in (getattr(module, SLOT, None), module.__dict__.get("forward")):
-        if isinstance(candidate, Seam):
-            return candidate
-    return None
+    return _SEAMS.get(module)
 
 
 class _Probe(nn.Module):

@@ -56,9 +56,14 @@ def changes(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]])
 
 
 def _same(old: Any, new: Any) -> bool:
+    """Compare plain data by value and everything else by identity."""
+    if old is new:
+        return True
     if isinstance(old, dict) and isinstance(new, dict):
-        return old.keys() == new.keys() and all(old[key] is new[key] for key in old)
-    return old is new or (isinstance(old, int | float | str | tuple) and bool(old == new))
+        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in old)
+    if isinstance(old, list | tuple) and type(old) is type(new):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return isinstance(old, int | float | str) and type(old) is type(new) and old == new
 
 
 def picture_of(pipe: Any) -> dict[str, Any]:

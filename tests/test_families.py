@@ -214,8 +214,15 @@ class LinearWork:
         self.done[path] = self.done.get(path, 0) + inputs[0].numel() * layer.weight.shape[0]
 
     def below(self, prefix: str) -> int:
-        """Sum up a part of the model."""
-        return sum(work for path, work in self.done.items() if f"{path}.".startswith(prefix))
+        """Sum up a part of the model.
+
+        DiT keeps its time embedding inside the blocks, and reads the first block's from outside.
+        """
+        return sum(
+            work
+            for path, work in self.done.items()
+            if f"{path}.".startswith(prefix) and ".norm1.emb." not in path
+        )
 
     def __enter__(self) -> "LinearWork":
         return self

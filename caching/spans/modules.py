@@ -137,9 +137,7 @@ class Modules(Span):
         names = {id(module): path for path, module in target.inner.named_modules()}
         for block in _blocks(target):
             children = dict(block.named_children())
-            joins = isinstance(children.get("proj_out"), nn.Linear) and isinstance(
-                children.get("proj_mlp"), nn.Linear
-            )
+            joins = _is_linear(children.get("proj_out")) and _is_linear(children.get("proj_mlp"))
             for name, child in children.items():
                 kind = _kind_of(name, child)
                 if joins and (name in ("proj_out", "proj_mlp") or kind):
@@ -161,6 +159,11 @@ def _blocks(target: Target) -> list[nn.Module]:
         if {"attention", "feed_forward"}
         <= {_kind_of(name, child) for name, child in module.named_children()}
     ]
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    """Say whether a module is a linear layer, with or without a LoRA around it."""
+    return isinstance(getattr(module, "base_layer", module), nn.Linear)
 
 
 def _kind_of(name: str, module: nn.Module) -> str | None:

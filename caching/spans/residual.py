@@ -79,7 +79,7 @@ class Residual(Span):
         known = pass_.contract.stacks[place.stack]
         named = known.bind(args, kwargs)
         is_lead = place.is_watched
-        if pass_.mode == "skip" and not is_lead:
+        if pass_.mode == "skip" and not is_lead and known.carry:
             return _replay(place, pass_, known, named)
         output = (
             pass_.lead if is_lead and pass_.lead is not None else pass_.run(call_next, args, kwargs)

@@ -1,11 +1,12 @@
 """The product: parts by name, by options and as objects; what does not fit is refused in words."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from skipstep.caching.base import Forecaster
 from skipstep.caching.forecasters.taylor import Taylor
@@ -94,4 +95,8 @@ def test_a_part_of_your_own_is_taken_as_an_object() -> None:
             return [1 / len(times)] * len(times)
 
     mine = Mean()
-    assert Cache(forecaster=mine).parts().forecaster is mine  # type: ignore[arg-type]
+    cache = Cache(forecaster=mine)  # type: ignore[arg-type]
+    assert cache.parts().forecaster is mine
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert TypeAdapter(Cache).dump_python(cache)["forecaster"] == {"type": "mean"}

@@ -153,7 +153,7 @@ def test_equal_cost_steps_round_and_never_save_nothing() -> None:
 def test_every_arm_makes_the_same_pictures_from_the_same_seeds() -> None:
     pipe = FakePipeline()
     run(pipe, ["fora:interval=2", "fora:interval=5"], seed=7)
-    seeds = {(name, steps): [] for name, steps, _ in pipe.calls}
+    seeds: dict[tuple[str, int], list[int]] = {(name, steps): [] for name, steps, _ in pipe.calls}
     for name, steps, seed in pipe.calls:
         seeds[name, steps] += seed
     for (name, steps), found in seeds.items():
@@ -399,7 +399,7 @@ def test_the_sheet_has_a_row_a_prompt_and_a_column_an_arm(tmp_path: Path) -> Non
     more.save(tmp_path / "more")
     small, large = (Image.open(tmp_path / name / "sheet.png") for name in ("few", "more"))
     assert large.width > small.width and large.height > small.height
-    assert json.loads(large.text["skipstep"])["compare"] == more.headline()
+    assert json.loads(large.info["skipstep"])["compare"] == more.headline()
 
 
 def test_only_the_pictures_asked_for_are_kept(tmp_path: Path) -> None:

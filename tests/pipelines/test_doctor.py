@@ -36,7 +36,7 @@ def test_extras_are_those_the_package_declares(monkeypatch: pytest.MonkeyPatch) 
         'no-such-distribution>=1 ; extra == "splat"',
         "torch ; sys_platform == 'linux' and extra == 'kernels'",
     ]
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: declared)
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: declared)
     found = {finding.what: finding for finding in doctor.extras()}
     assert found["extra splat"].state == "absent"
     assert found["extra splat"].detail == (

@@ -31,7 +31,7 @@ def test_first_block_equals_a_forward_pass_written_from_the_raw_weights(
     model: EfficientNetLite0,
 ) -> None:
     """Stride 2 pads right and below only (TensorFlow SAME on even sizes); BatchNorm eps is 1e-3."""
-    w = model.state_dict()
+    w: dict[str, Tensor] = model.state_dict()
 
     def normalise(x: Tensor, prefix: str) -> Tensor:
         mean, variance = w[f"{prefix}.running_mean"], w[f"{prefix}.running_var"]

@@ -5,6 +5,7 @@ import socket
 from collections import Counter
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,12 +88,16 @@ def test_backgrounds_follow_the_prompt(pipeline: ReferencePipeline) -> None:
 def test_saved_pipeline_opens_as_the_stock_class_with_the_same_picture(
     pipeline: ReferencePipeline, tmp_path: Path
 ) -> None:
-    pipeline.save_pretrained(tmp_path)
+    pipeline.save_pretrained(str(tmp_path))
     stock = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(stock) is PixArtAlphaPipeline
     stock.set_progress_bar_config(disable=True)
     prompt = ["frog, 3d style, on a yellow background"]
-    options = {"guidance_scale": 3.0, "use_resolution_binning": False, "max_sequence_length": 16}
+    options: dict[str, Any] = {
+        "guidance_scale": 3.0,
+        "use_resolution_binning": False,
+        "max_sequence_length": 16,
+    }
     torch.testing.assert_close(
         draw(stock, prompt, clean_caption=False, **options),
         draw(pipeline, prompt),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from skipstep.pipelines.reference import denoiser
 from skipstep.pipelines.reference import train as training
 from skipstep.pipelines.reference.autoencoder import new_autoencoder, to_tensor
 from skipstep.pipelines.reference.budget import WallBudget
@@ -55,7 +56,7 @@ def test_a_restored_run_takes_the_same_next_step(
     examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "BATCH", 4)
-    monkeypatch.setitem(training.CONFIG, "num_layers", 1)
+    monkeypatch.setitem(denoiser.CONFIG, "num_layers", 1)
     first = training.Trainer()
     first.step(examples, torch.Generator().manual_seed(0), 1.0)
     first.save(tmp_path / "run.pt", 12.5)

@@ -71,6 +71,13 @@ def test_another_distribution_adds_a_plugin(install: Install) -> None:
     assert catalog.load("fade").__name__ == "Fade"
 
 
+def test_a_plugin_installed_meanwhile_is_found(install: Install) -> None:
+    with pytest.raises(UnknownPlugin):
+        catalog.load("fade")
+    install("fader", "[skipstep.plugins]\nfade = fader_plugin:Fade\n", "fader_plugin")
+    assert catalog.load("fade").__name__ == "Fade"
+
+
 def test_a_name_given_twice_names_both_owners(install: Install) -> None:
     install("fader", "[skipstep.plugins]\nfade = fader_plugin:Fade\n", "fader_plugin")
     install("greyer", "[skipstep.plugins]\nfade = greyer_plugin:Fade\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.hooks import ModelHook as AccelerateHook  # type: ignore[import-untyped]
+from accelerate.hooks import ModelHook as AccelerateHook
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn

@@ -71,9 +71,8 @@ def draw_samples(pipeline: ReferencePipeline, styles: dict[str, Pictures]) -> Im
         sheet.paste(sample, (left, top))
         sheet.paste(Image.fromarray(real.astype(np.uint8)), (left, top + CELL))
         mark = " *" if held_out_style(name) == style else ""
-        first, _, second = (text + mark).partition(f", {style}")
-        pen.text((left + 2, top + 2 * CELL + 1), first[:24], "black")
-        pen.text((left + 2, top + 2 * CELL + 14), f"{style}{second}"[:24], "black")
+        pen.text((left + 2, top + 2 * CELL + 1), (name + mark)[:24], "black")
+        pen.text((left + 2, top + 2 * CELL + 14), f"{style}, {background or 'white'}", "black")
     return sheet
 
 

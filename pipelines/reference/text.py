@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, PreTrainedTok
 
 __all__ = ["MAX_TOKENS", "encode_sentences", "encode_tokens", "load_text_encoder", "load_tokenizer"]
 
-# The longest training caption has 16 tokens; longer prompts are cut.
+# Longer prompts are cut: a few of the longest captions lose the word "background".
 MAX_TOKENS = 16
 
 

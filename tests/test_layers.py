@@ -24,7 +24,18 @@ MAY_IMPORT = {
 NO_PIPELINE_LIBRARIES = {"kernels", "caching"}
 PIPELINE_LIBRARIES = {"diffusers", "transformers", "accelerate"}
 # Extras: imported inside the function that needs them, so that the package imports without them.
-OPTIONAL = {"av", "gradio", "lpips", "matplotlib", "peft", "plyfile", "ray", "triton", "viser"}
+OPTIONAL = {
+    "av",
+    "gradio",
+    "lpips",
+    "matplotlib",
+    "peft",
+    "plyfile",
+    "ray",
+    "resvg_py",
+    "triton",
+    "viser",
+}
 
 
 def source_files() -> list[Path]:

@@ -38,6 +38,7 @@ def test_bfloat16_pictures_are_accepted() -> None:
     assert background_colours(picture(COLOURS["cyan"])[None].bfloat16(), PALETTE) == ["cyan"]
 
 
+@pytest.mark.usefixtures("as_users_see_it")
 def test_wrong_shape_border_and_palette_are_refused_in_words() -> None:
     with pytest.raises(ValueError, match=r"\[b, 3, height, width\] is needed"):
         border_colour(torch.zeros(3, 8, 8))

@@ -50,6 +50,7 @@ def test_projection_keeps_all_variance_of_low_dimensional_features() -> None:
     torch.testing.assert_close(coordinates.var(0).sum(), variance, rtol=1e-5, atol=0)
 
 
+@pytest.mark.usefixtures("as_users_see_it")
 def test_different_features_and_single_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="project both with one Projection"):
         frechet_distance(torch.zeros(4, 2), torch.zeros(4, 3))

@@ -159,6 +159,14 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Take this many of the reference model's 256 evaluation prompts, evenly spread.",
+        ),
+    ] = None,
     model: Model = None,
     steps: Steps = 20,
     seed: Seed = 0,
@@ -180,7 +188,9 @@ def compare(
     call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
     if guidance is not None:
         call["guidance_scale"] = guidance
-    wanted, arms = prompts or list(DEFAULT_PROMPTS), plugin or list(DEFAULT_ARMS)
+    if prompts and count is not None:
+        raise typer.BadParameter("give prompts or --count, not both")
+    wanted, arms = prompts or default_prompts(count), plugin or list(DEFAULT_ARMS)
     typer.echo(f"comparing {', '.join(arms)} on {len(wanted)} prompts", err=True)
     with progress_bar() as progress:
         outcome = compare_arms(
@@ -246,6 +256,16 @@ def doctor() -> None:
         is_broken = is_broken or finding.state == "broken"
     console.print(table)
     raise typer.Exit(1 if is_broken else 0)
+
+
+def default_prompts(count: int | None) -> list[str]:
+    """Return the demo's dozen, or `count` of the evaluation prompts, spread over all of them."""
+    from skipstep.pipelines.reference.prompts import load_prompts
+
+    if count is None:
+        return list(DEFAULT_PROMPTS)
+    known = load_prompts()
+    return [known[i * len(known) // count]["prompt"] for i in range(count)]
 
 
 def model_name(model: str) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 import skipstep
 from skipstep.pipelines import cli, doctor, generate
 from skipstep.pipelines.plugin_tables import allowed, option_table
+from skipstep.pipelines.reference.prompts import load_prompts
 from skipstep.plugins import catalog, recipe
 from skipstep.plugins.options import build
 from skipstep.testing.families import tiny_pipeline
@@ -113,6 +114,13 @@ def test_compare_takes_a_dozen_prompts_and_three_presets_by_default(
         build(*cli_spec(arm))
 
 
+def test_count_takes_evaluation_prompts_from_first_to_last() -> None:
+    known = [prompt["prompt"] for prompt in load_prompts()]
+    assert cli.default_prompts(256) == known
+    some = cli.default_prompts(64)
+    assert some == known[::4] and len(set(some)) == 64
+
+
 def cli_spec(arm: str) -> tuple[str, dict[str, Any]]:
     from skipstep.plugins.options import parse_spec
 
@@ -171,6 +179,7 @@ def test_version_is_the_package_s(command: Any) -> None:
         (("show", "missing.png"), "missing.png"),
         (("generate", "a", "--steps", "0"), "--steps"),
         (("compare", "a", "-p", "fora", "-p", "fora"), "the arm 'fora' is there twice"),
+        (("compare", "a", "--count", "8"), "give prompts or --count, not both"),
     ],
 )
 def test_a_mistake_is_told_on_stderr_with_exit_code_2_and_no_traceback(

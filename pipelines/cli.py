@@ -77,6 +77,16 @@ Size = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; else a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="CPU threads; without it one for the reference model, which is too small for more, "
+        "and torch's own choice for others.",
+        show_default=False,
+    ),
+]
+
 
 def print_version(is_wanted: bool) -> bool:
     """Print the version and leave."""
@@ -112,6 +122,7 @@ def generate(
     size: Size = None,
     device: Device = None,
     dtype: Dtype = None,
+    threads: Threads = None,
 ) -> None:
     """Make pictures; each PNG knows how it was made (skipstep show)."""
     from skipstep.pipelines.arms import read_recipe
@@ -119,6 +130,8 @@ def generate(
     from skipstep.pipelines.generate import generate as generate_pictures
 
     plugins = read_recipe([*([recipe] if recipe else []), *(plugin or [])])
+
+    use_threads(threads, model)
 
     def tell(saved: Saved) -> None:
         typer.echo(f"{saved.path}  (seed {saved.seed})")
@@ -179,11 +192,13 @@ def compare(
     size: Size = None,
     device: Device = None,
     dtype: Dtype = None,
+    threads: Threads = None,
 ) -> None:
     """Compare plugins with the uncached pipeline: same seeds, time, fidelity, a page to look at."""
     from skipstep.pipelines.compare import compare as compare_arms
     from skipstep.pipelines.generate import load_pipeline, size_arguments
 
+    use_threads(threads, model)
     pipe = load_pipeline(model, device=device, dtype=dtype)
     call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
     if guidance is not None:
@@ -266,6 +281,18 @@ def default_prompts(count: int | None) -> list[str]:
         return list(DEFAULT_PROMPTS)
     known = load_prompts()
     return [known[i * len(known) // count]["prompt"] for i in range(count)]
+
+
+def use_threads(threads: int | None, model: str | None) -> None:
+    """Set torch's CPU threads: those asked for, or one for the reference model.
+
+    Its matrices are so small that threads mostly wait for each other, for many times the time of
+    one thread as soon as anything else runs.
+    """
+    import torch
+
+    if threads is not None or model is None:
+        torch.set_num_threads(threads or 1)
 
 
 def model_name(model: str) -> str:

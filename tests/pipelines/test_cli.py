@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import skipstep
@@ -112,6 +113,20 @@ def test_compare_takes_a_dozen_prompts_and_three_presets_by_default(
     assert len(given["arms"]) == 3 and given["steps"] == 20
     for arm in given["arms"]:
         build(*cli_spec(arm))
+
+
+def test_the_reference_model_gets_one_thread_and_others_torch_s_choice() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        cli.use_threads(None, "someone/model")
+        assert torch.get_num_threads() == 2
+        cli.use_threads(None, None)
+        assert torch.get_num_threads() == 1
+        cli.use_threads(2, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_count_takes_evaluation_prompts_from_first_to_last() -> None:

@@ -199,6 +199,7 @@ def chart(comparison: Comparison) -> str:
             'stroke-dasharray="5 5" opacity=".7"/>'
         )
     keys = {arm.name: key for key, arm in numbered(comparison)}
+    placed: list[tuple[float, float]] = []
     for fraction, psnr, arm in points:
         x, y = across(fraction), up(psnr.mean or low)
         style = "plugins" if arm.kind == "plugins" else "fewer"
@@ -209,12 +210,18 @@ def chart(comparison: Comparison) -> str:
             )
         label = escape(f"{arm.name}: {arm.fraction:.0%} of the blocks, {psnr.mean:.1f} dB")
         if arm.kind == "plugins":
+            # The dot stays where it was measured; a number that would hide another moves right.
+            key_x = x
+            while any(math.hypot(key_x - px, y - py) < 24 for px, py in placed):
+                key_x += 4
+            placed.append((key_x, y))
+            parts.append(f'<circle class="plugins" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
             parts.append(
-                f'<circle class="plugins" cx="{x:.1f}" cy="{y:.1f}" r="11">'
+                f'<circle class="plugins" cx="{key_x:.1f}" cy="{y:.1f}" r="11">'
                 f"<title>{label}</title></circle>"
             )
             parts.append(
-                f'<text class="key-text" x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">'
+                f'<text class="key-text" x="{key_x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">'
                 f"{keys[arm.name]}</text>"
             )
         else:

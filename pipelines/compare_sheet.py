@@ -89,6 +89,6 @@ def wrap(
             cut = max(line.rfind(mark) for mark in " ,:") + 1
             cut = cut if cut > 0 else len(line)
             lines.append(line[:cut].rstrip())
-            line = line[cut:].lstrip()
-        line += letter
+            line = line[cut:]
+        line = (line + letter).lstrip()
     return [*lines, line]

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from skipstep.pipelines.arms import equal_cost_steps
 from skipstep.pipelines.compare import compare
 from skipstep.pipelines.compare_page import page
+from skipstep.pipelines.compare_sheet import wrap
 from skipstep.pipelines.compare_text import strip
 from skipstep.pipelines.comparison import ArmResult, Comparison, Ratio
 from skipstep.pipelines.intervals import bootstrap_interval, estimate, worst_decile
@@ -400,6 +401,14 @@ def test_the_sheet_has_a_row_a_prompt_and_a_column_an_arm(tmp_path: Path) -> Non
     small, large = (Image.open(tmp_path / name / "sheet.png") for name in ("few", "more"))
     assert large.width > small.width and large.height > small.height
     assert json.loads(large.info["skipstep"])["compare"] == more.headline()
+
+
+def test_long_prompts_are_broken_between_words_and_inside_only_where_they_must() -> None:
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(17)
+    lines = wrap(draw, "hamburger, flat style, on a purple background " + "x" * 40, font, 166)
+    assert lines[:3] == ["hamburger, flat style,", "on a purple", "background"]
+    assert "".join(lines[3:]) == "x" * 40
+    assert all(draw.textlength(line, font=font) <= 166 for line in lines)
 
 
 def test_only_the_pictures_asked_for_are_kept(tmp_path: Path) -> None:

@@ -398,7 +398,9 @@ class _DenoiserCall:
         """
         if self.x is None:
             return None
-        x: Tensor = select_rows(self.x, rows, len(self.everyone), lists_are_rows=False)
+        x = self.x
+        if rows != self.everyone:
+            x = select_rows(x, rows, len(self.everyone), lists_are_rows=False)
         if output is not None and stacked(_main_output(output)).shape != x.shape:
             note = (
                 f"{self.cache.denoiser.name}: output and input differ in shape, so the output "

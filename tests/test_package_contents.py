@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_PACKAGES = {"benchmarks", "build", "dist", "docs", "examples", "notebooks", "tests"}
+NOT_PACKAGES = {"benchmarks", "build", "dist", "docs", "examples", "notebooks", "out", "tests"}
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
     "setuptools"
 ]

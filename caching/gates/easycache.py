@@ -99,9 +99,11 @@ class EasyCacheGate(Gate[EasyCacheState]):
         rows, count = seen.rows, len(state.computed)
         x, v = seen.signal.detach().clone(), seen.output.detach().clone()
         if state.x_anchor is not None and state.v_anchor is not None:
-            index = torch.tensor(rows, device=x.device)
-            k = mean_absolute_difference(v, state.v_anchor.index_select(0, index))
-            k = k / mean_absolute_difference(x, state.x_anchor.index_select(0, index))
+            x_before, v_before = state.x_anchor, state.v_anchor
+            if len(rows) < count:
+                index = torch.tensor(rows, device=x.device)
+                x_before, v_before = (t.index_select(0, index) for t in (x_before, v_before))
+            k = mean_absolute_difference(v, v_before) / mean_absolute_difference(x, x_before)
             state.scale = keep_rows(state.scale, k / mean_absolute(v), rows, count)
         state.x_anchor = keep_rows(state.x_anchor, x, rows, count)
         state.v_anchor = keep_rows(state.v_anchor, v, rows, count)

@@ -81,8 +81,8 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="CPU threads; without it one for the reference model, which is too small for more, "
-        "and torch's own choice for others.",
+        help="CPU threads; without it one for the reference model, whose time is then steady also "
+        "on a busy machine, and torch's own choice for others.",
         show_default=False,
     ),
 ]
@@ -286,8 +286,8 @@ def default_prompts(count: int | None) -> list[str]:
 def use_threads(threads: int | None, model: str | None) -> None:
     """Set torch's CPU threads: those asked for, or one for the reference model.
 
-    Its matrices are so small that threads mostly wait for each other, for many times the time of
-    one thread as soon as anything else runs.
+    Its matrices are so small that two threads gain a third of the time on a free machine, and wait
+    for each other many times as long as soon as anything else runs.
     """
     import torch
 

@@ -200,6 +200,7 @@ def chart(comparison: Comparison) -> str:
         )
     keys = {arm.name: key for key, arm in numbered(comparison)}
     placed: list[tuple[float, float]] = []
+    on_top: list[str] = []
     for fraction, psnr, arm in points:
         x, y = across(fraction), up(psnr.mean or low)
         style = "plugins" if arm.kind == "plugins" else "fewer"
@@ -216,14 +217,12 @@ def chart(comparison: Comparison) -> str:
                 key_x += 4
             placed.append((key_x, y))
             parts.append(f'<circle class="plugins" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-            parts.append(
-                f'<circle class="plugins" cx="{key_x:.1f}" cy="{y:.1f}" r="11">'
-                f"<title>{label}</title></circle>"
-            )
-            parts.append(
-                f'<text class="key-text" x="{key_x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">'
-                f"{keys[arm.name]}</text>"
-            )
+            on_top += [
+                f'<circle class="plugins" cx="{key_x:.1f}" cy="{y:.1f}" r="11">',
+                f"<title>{label}</title></circle>",
+                f'<text class="key-text" x="{key_x:.1f}" y="{y + 4.5:.1f}" text-anchor="middle">',
+                f"{keys[arm.name]}</text>",
+            ]
         else:
             parts.append(
                 f'<circle class="fewer" cx="{x:.1f}" cy="{y:.1f}" r="5">'
@@ -231,6 +230,7 @@ def chart(comparison: Comparison) -> str:
             )
             parts.append(f'<text x="{x + 11:.1f}" y="{y + 18:.1f}">{arm.steps} steps</text>')
     parts += [
+        *on_top,
         "</svg>",
         '<p class="soft" style="margin: 6px 8px 2px">Numbered: plugins. Small dots: the '
         "uncached pipeline with fewer steps at the same cost. Bars: 95 % intervals of the "

@@ -16,6 +16,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from skipstep.caching.base import CachePlugin, FinalSteps, Parts, WarmupSteps
+from skipstep.caching.forecasters.damped import MaxNoiseGain, with_noise_limit
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.spans.output import Output
@@ -40,8 +41,10 @@ class ABCache(CachePlugin):
     order: Annotated[
         int, Field(ge=1, le=4, description="k: values the polynomial goes through; 1 is reuse.")
     ] = 2
+    max_noise_gain: MaxNoiseGain = None
 
     def parts(self) -> Parts:
         """Return interval gate x Lagrange x output."""
         gate = IntervalGate(interval=self.interval, warmup_steps=self.warmup_steps)
-        return Parts(gate=gate, forecaster=Lagrange(order=self.order), span=Output())
+        forecaster = with_noise_limit(Lagrange(order=self.order), self.max_noise_gain)
+        return Parts(gate=gate, forecaster=forecaster, span=Output())

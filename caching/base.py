@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CachePlugin",
     "Choice",
+    "FeatureForecaster",
     "FinalSteps",
     "Forecaster",
     "Gate",
@@ -113,7 +114,7 @@ class Gate(ABC, Generic[State]):
 
 
 class Forecaster(ABC):
-    """Predict a feature from its last computed values, linearly.
+    """Predict a feature from its last computed values, linearly: one weight per anchor.
 
     Subclasses are frozen pydantic dataclasses with a `type` tag.
     """
@@ -131,6 +132,35 @@ class Forecaster(ABC):
 
         `times` are the true times of the anchors, newest first, distinct and unevenly spaced;
         between one and `anchors` of them. Fewer anchors than wanted lower the order.
+        """
+
+    def for_run(self, count: int, shape: tuple[int, ...]) -> "Forecaster":
+        """Return this forecaster as it is in one run; most depend on neither and return themselves.
+
+        `count` is the number of steps, 0 where nobody knows it. `shape` is that of the denoiser's
+        main input without the batch, empty for a list of inputs.
+        """
+        return self
+
+    def why_not(self, shape: tuple[int, ...]) -> str | None:
+        """Return why the main feature, of `shape` without the batch, has no forecast, or None."""
+        return None
+
+
+class FeatureForecaster(Forecaster):
+    """Predict a feature by more than one weight per anchor: by looking at it, or part by part.
+
+    `weights` is then the linear forecast it falls back to or starts from.
+    """
+
+    @abstractmethod
+    def forecast(
+        self, times: Sequence[float], values: Sequence[Shaped[Tensor, "r ..."]], at: float
+    ) -> Shaped[Tensor, "r ..."]:
+        """Return F(at) for rows that share their anchors' times, as a new tensor.
+
+        values[j] is the feature at times[j], newest first. Rows are forecast one by one: a row's
+        result does not depend on the others.
         """
 
 

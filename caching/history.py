@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from skipstep.caching.base import Forecaster
+from skipstep.caching.base import FeatureForecaster, Forecaster
 from skipstep.kernels.weighted_sum import weighted_sum
 
 __all__ = ["History", "keep_rows"]
@@ -140,15 +140,12 @@ class History:
         row without anchors.
         """
         rows = list(rows)
+        if isinstance(forecaster, FeatureForecaster):
+            return self._forecast_features(forecaster, rows, float(at))
         weights: dict[tuple[float, ...], list[float]] = {}
         columns: list[dict[int, float]] = []  # per asked row: slot -> weight, zeros left out
         for row in rows:
-            times = tuple(self._times[row])
-            if not times:
-                raise ValueError(
-                    f"History.forecast was asked for row {row}, which has no anchors: "
-                    "check ready() first"
-                )
+            times = self._some_times(row)
             if times not in weights:
                 weights[times] = forecaster.weights(times, float(at))
             columns.append(
@@ -206,6 +203,34 @@ class History:
     def nbytes(self) -> int:
         """Count the bytes kept alive: a view with its whole storage, a shared storage once."""
         return sum(self.storages().values())
+
+    def _forecast_features(
+        self, forecaster: FeatureForecaster, rows: list[int], at: float
+    ) -> Shaped[Tensor, "r ..."]:
+        """Forecast in groups of rows that have the same anchors in the same slots."""
+        groups: dict[tuple[tuple[float, ...], tuple[int, ...]], list[int]] = {}
+        for place, row in enumerate(rows):
+            groups.setdefault((self._some_times(row), tuple(self._order[row])), []).append(place)
+        result: Tensor | None = None
+        for (times, slots), places in groups.items():
+            tensors = [self._filled(slot).values for slot in slots]
+            asked = [rows[place] for place in places]
+            if asked != list(range(self.rows)):
+                index = torch.tensor(asked, device=tensors[0].device)
+                tensors = [tensor.index_select(0, index) for tensor in tensors]
+            result = keep_rows(result, forecaster.forecast(times, tensors, at), places, len(rows))
+        if result is None:
+            raise ValueError("History.forecast was asked for no rows: ask for at least one")
+        return result
+
+    def _some_times(self, row: int) -> tuple[float, ...]:
+        """Return the times of a row that has anchors."""
+        if not self._times[row]:
+            raise ValueError(
+                f"History.forecast was asked for row {row}, which has no anchors: "
+                "check ready() first"
+            )
+        return tuple(self._times[row])
 
     def _filled(self, number: int) -> _Slot:
         slot = self._slots[number]

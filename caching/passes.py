@@ -156,7 +156,8 @@ class Memory:
     """Hold what one (denoiser, guidance branch) remembers between the steps of one run.
 
     `shapes` are the nesting and shapes of what units returned. `is_filled` says that every sample
-    was computed at least once, `is_input_changed` that the model wrote into its own input.
+    was computed at least once, `is_input_changed` that the model wrote into its own input,
+    `refusal` in words that the forecaster cannot serve features of this shape.
     """
 
     rows: int
@@ -169,6 +170,7 @@ class Memory:
     skips: list[int] = field(default_factory=list)
     is_filled: bool = False
     is_input_changed: bool = False
+    refusal: str | None = None
 
     def __post_init__(self) -> None:
         self.skips = [0] * self.rows

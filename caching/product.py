@@ -25,11 +25,18 @@ from skipstep.caching.base import (
     Span,
     WarmupSteps,
 )
+from skipstep.caching.forecasters.chebyshev import Chebyshev
+from skipstep.caching.forecasters.damped import Damped
+from skipstep.caching.forecasters.dmd import DynamicModes
+from skipstep.caching.forecasters.foca import FoCaForecaster
+from skipstep.caching.forecasters.frequency import FrequencySplit
+from skipstep.caching.forecasters.hermite import Hermite
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
+from skipstep.caching.gates.growing import GrowingGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
@@ -50,14 +57,25 @@ def _read(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 AnyGate = Annotated[
     Annotated[
-        IntervalGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate,
+        IntervalGate | GrowingGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate,
         Field(discriminator="type"),
     ],
     WrapValidator(_read),
     SerializeAsAny(),
 ]
 AnyForecaster = Annotated[
-    Annotated[Reuse | Taylor | Lagrange, Field(discriminator="type")],
+    Annotated[
+        Reuse
+        | Taylor
+        | Lagrange
+        | Hermite
+        | FoCaForecaster
+        | Chebyshev
+        | DynamicModes
+        | FrequencySplit
+        | Damped,
+        Field(discriminator="type"),
+    ],
     WrapValidator(_read),
     SerializeAsAny(),
 ]
@@ -95,8 +113,8 @@ class Cache(CachePlugin):
             raise ValueError(first_block_refusal(self.gate))
 
     def parts(self) -> Parts:
-        """Return the three parts; an interval gate without a warm-up takes the plugin's."""
+        """Return the three parts; a rhythm without a warm-up takes the plugin's."""
         gate: Gate[Any] = self.gate
-        if isinstance(gate, IntervalGate) and gate.warmup_steps is None:
+        if isinstance(gate, IntervalGate | GrowingGate) and gate.warmup_steps is None:
             gate = replace(gate, warmup_steps=self.warmup_steps)
         return Parts(gate=gate, forecaster=self.forecaster, span=self.span)

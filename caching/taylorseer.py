@@ -15,6 +15,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from skipstep.caching.base import CachePlugin, FinalSteps, Parts, WarmupSteps
+from skipstep.caching.forecasters.damped import MaxNoiseGain, with_noise_limit
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.spans.modules import Modules
@@ -39,8 +40,10 @@ class TaylorSeer(CachePlugin):
     order: Annotated[
         int, Field(ge=1, le=4, description="O: highest difference used; needs O + 1 values.")
     ] = 1
+    max_noise_gain: MaxNoiseGain = None
 
     def parts(self) -> Parts:
         """Return interval gate x Taylor x modules."""
         gate = IntervalGate(interval=self.interval, warmup_steps=self.warmup_steps)
-        return Parts(gate=gate, forecaster=Taylor(order=self.order), span=Modules())
+        forecaster = with_noise_limit(Taylor(order=self.order), self.max_noise_gain)
+        return Parts(gate=gate, forecaster=forecaster, span=Modules())

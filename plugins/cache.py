@@ -142,15 +142,16 @@ class DenoiserCache:
         )
         return next(batches, None)
 
-    def memory(self, run: Run, branch: int, rows: int, shapes: Hashable) -> tuple[Memory, bool]:
+    def memory(self, run: Run, branch: int, main: Any, shapes: Hashable) -> tuple[Memory, bool]:
         """Return this branch's memory and whether it replaces one for other shapes."""
         key = (self, "memory", branch)
         found = run.state.get(key)
         if found is not None and found[0] == shapes:
             return found[1], False
-        memory = Memory(
-            rows, self.parts.forecaster, self.parts.gate.init(rows), self.contract.clone
-        )
+        rows = rows_of(main)
+        shape = () if isinstance(main, list) else tuple(main.shape[1:])
+        forecaster = self.parts.forecaster.for_run(run.count, shape)
+        memory = Memory(rows, forecaster, self.parts.gate.init(rows), self.contract.clone)
         run.state[key] = (shapes, memory)
         return memory, found is not None
 
@@ -217,7 +218,7 @@ class _DenoiserCall:
         self.step = Step(index, run.count)
         tensors = tensors_in([args, kwargs])
         self.shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        self.memory, self.is_reshaped = cache.memory(run, self.branch, rows_of(main), self.shapes)
+        self.memory, self.is_reshaped = cache.memory(run, self.branch, main, self.shapes)
         self._version: int | None = None
         self.x = self._input()
         self.everyone = list(range(self.memory.rows))
@@ -288,8 +289,8 @@ class _DenoiserCall:
         plugin, contract = self.cache.plugin, self.cache.contract
         index, count = self.step.index, self.step.count
         forced = None
-        if contract.broken:
-            forced = contract.broken
+        if contract.broken or self.memory.refusal:
+            forced = contract.broken or self.memory.refusal
         elif not self.memory.is_filled:
             forced = "shape" if self.is_reshaped else "first"
         elif index < plugin.warmup_steps:
@@ -374,6 +375,8 @@ class _DenoiserCall:
                 self.signal = pass_.signal
             if pass_.feature is not None:
                 self.feature = pass_.feature
+                why = self.memory.forecaster.why_not(tuple(pass_.feature.shape[1:]))
+                self.memory.refusal = None if why is None else f"contract not learned: {why}"
         return output, pass_
 
     def _keep_output(self, pass_: Pass, output: Any) -> None:

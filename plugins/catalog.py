@@ -28,9 +28,14 @@ BUILTIN: dict[str, str] = {
     "deepcache": "skipstep.caching.deepcache:DeepCache",
     "easycache": "skipstep.caching.easycache:EasyCache",
     "fbcache": "skipstep.caching.fbcache:FBCache",
+    "foca": "skipstep.caching.foca:FoCa",
     "fora": "skipstep.caching.fora:FORA",
+    "freqca": "skipstep.caching.freqca:FreqCa",
+    "hicache": "skipstep.caching.hicache:HiCache",
+    "hicachepp": "skipstep.caching.hicachepp:HiCachePP",
     "magcache": "skipstep.caching.magcache:MagCache",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
+    "spectrum": "skipstep.caching.spectrum:Spectrum",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
 }
 

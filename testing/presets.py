@@ -26,8 +26,13 @@ LIVELY: dict[str, dict[str, Any]] = {
     "deepcache": {"interval": 2},
     "easycache": {},
     "fbcache": {},
+    "foca": {"interval": 2},
     "fora": {"interval": 2},
+    "freqca": {"interval": 2},
+    "hicache": {"interval": 2},
+    "hicachepp": {"interval": 2},
     "magcache": {"max_skips": 2},
+    "spectrum": {"growth": 0.5},
     "taylorseer": {"interval": 3},
 }
 NEVER: dict[str, dict[str, Any]] = {
@@ -35,8 +40,13 @@ NEVER: dict[str, dict[str, Any]] = {
     "deepcache": {"interval": 1},
     "easycache": {"threshold": 0.0},
     "fbcache": {"threshold": 0.0},
+    "foca": {"interval": 1},
     "fora": {"interval": 1},
+    "freqca": {"interval": 1},
+    "hicache": {"interval": 1},
+    "hicachepp": {"interval": 1},
     "magcache": {"threshold": 0.0},
+    "spectrum": {"gap": 1, "growth": 0},
     "taylorseer": {"interval": 1},
 }
 # How far above the median change of one step: a skip or two in a row, then a computed step.

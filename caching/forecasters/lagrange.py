@@ -9,6 +9,10 @@ Exact on polynomials of degree k - 1 at any spacing. At even spacing, one step o
 Noise of the anchors is amplified by up to sum|c_j| (3, 7, 15 for k = 2, 3, 4 one step on), so
 orders above 2 pay only over short skips.
 
+Newton's form of extrapolation, F(a_1) + (t - a_1) F[a_1, a_2] + (t - a_1)(t - a_2) F[a_1, a_2, a_3]
++ ... with divided differences, is the same polynomial written otherwise: through k points there is
+one of degree k - 1. It has no file of its own.
+
 Differs from the authors' code: the paper's abstract states the order of the error and no
 coefficients; the form above is the one linear form that has this order at any spacing. With fewer
 than k anchors the order is lowered.

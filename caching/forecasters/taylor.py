@@ -24,7 +24,29 @@ from pydantic import ConfigDict, Field
 
 from skipstep.caching.base import Forecaster
 
-__all__ = ["Taylor", "taylor_weights"]
+__all__ = ["Taylor", "backward_differences", "taylor_weights"]
+
+
+def backward_differences(times: Sequence[float], *, order: int) -> list[list[float]]:
+    """Return what weight each anchor has in D0(a_1), D1(a_1), ... as far as `order` and anchors go.
+
+    >>> backward_differences([4.0, 1.0], order=1)
+    [[1.0, 0.0], [0.3333333333333333, -0.3333333333333333]]
+    """
+    used = min(order + 1, len(times))
+    # differences[m][n] is the weight of F(a_n) in Dj(a_m), for the current j.
+    differences = [[float(m == n) for n in range(len(times))] for m in range(used)]
+    newest = []
+    while differences:
+        newest.append(differences[0])
+        differences = [
+            [
+                (new - old) / (times[m] - times[m + 1])
+                for new, old in zip(differences[m], differences[m + 1], strict=True)
+            ]
+            for m in range(len(differences) - 1)
+        ]
+    return newest
 
 
 def taylor_weights(times: Sequence[float], at: float, *, order: int) -> list[float]:
@@ -35,21 +57,11 @@ def taylor_weights(times: Sequence[float], at: float, *, order: int) -> list[flo
     >>> taylor_weights([4.0, 1.0], 5.0, order=1)  # slope (F(4) - F(1)) / 3, one step on
     [1.3333333333333333, -0.3333333333333333]
     """
-    used = min(order + 1, len(times))
-    # differences[m][n] is the weight of F(a_n) in Dj(a_m), for the current j.
-    differences = [[float(m == n) for n in range(used)] for m in range(used)]
     k = at - times[0]
     forecast = [0.0] * len(times)
-    for j in range(used):
-        for n, d in enumerate(differences[0]):
+    for j, difference in enumerate(backward_differences(times, order=order)):
+        for n, d in enumerate(difference):
             forecast[n] += d * k**j / math.factorial(j)
-        differences = [
-            [
-                (new - old) / (times[m] - times[m + 1])
-                for new, old in zip(differences[m], differences[m + 1], strict=True)
-            ]
-            for m in range(len(differences) - 1)
-        ]
     return forecast
 
 

@@ -17,6 +17,7 @@ import torch
 
 from skipstep.plugins.errors import Incompatible
 from skipstep.plugins.options import to_dict
+from skipstep.plugins.report import Report
 from skipstep.testing import FAMILIES, Tiny, run, tiny_pipeline
 from skipstep.testing.presets import PRESETS, lively, never_skips
 
@@ -37,13 +38,17 @@ def cell(tiny: Tiny, preset: str) -> dict[str, Any]:
     try:
         skipping, never = lively(preset, tiny, STEPS), never_skips(preset, tiny, STEPS)
         tiny.pipe.enable_plugin(skipping)
-    except Incompatible as refusal:
+    except Incompatible as refused:
         # MagCache is calibrated first, so the refusal may have come from that.
-        reason = str(refusal).partition(": ")[2]
+        reason = str(refused).partition(": ")[2]
         return {"works": False, "reason": reason}
     uncached_before = run_without(tiny)
     cached, again = run(tiny, steps=STEPS), run(tiny, steps=STEPS)
     report = tiny.pipe.plugin_report()
+    reason = refusal(report)
+    if reason:
+        tiny.pipe.disable_plugins()
+        return {"works": False, "reason": reason}
     tiny.pipe.enable_plugin(never)
     unskipped = run(tiny, steps=STEPS)
     tiny.pipe.disable_plugins()
@@ -63,6 +68,12 @@ def cell(tiny: Tiny, preset: str) -> dict[str, Any]:
         "timeline": list(report.timeline().values()),
         "options": rounded(to_dict(skipping)["options"]),
     }
+
+
+def refusal(report: Report) -> str | None:
+    """Return why a run was computed in full, where the cache learned that it cannot serve it."""
+    whys = (choice.why for call in report.calls for choice in call.choices)
+    return next((why for why in whys if why.startswith("contract not learned")), None)
 
 
 def run_without(tiny: Tiny) -> torch.Tensor:

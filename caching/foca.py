@@ -1,8 +1,8 @@
 """FoCa: compute every N-th step, predict the block stack by BDF2 and correct it by Heun in between.
 
 "Forecast then Calibrate: Feature Caching as ODE for Efficient Diffusion Transformers", Zheng et al.
-2025 (arXiv:2508.16211). It bends with the features and stays milder than a quadratic; it fails on noisy features,
-whose second difference it uses.
+2025 (arXiv:2508.16211). It bends with the features and stays milder than a quadratic; it fails on
+noisy features, whose second difference it uses.
 
 Interval gate x FoCa x residual; the equations are in `skipstep.caching.forecasters.foca`.
 The paper caches one tensor per step, the final hidden state before the head; the residual of the

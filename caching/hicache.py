@@ -1,8 +1,8 @@
 """HiCache: compute every N-th step and forecast the block stack by Hermite polynomials in between.
 
 "HiCache: Training-free Acceleration of Diffusion Models via Hermite Polynomial-based Feature
-Caching", Feng et al. 2025 (arXiv:2508.16984). It damps the slope that TaylorSeer overshoots with; it fails, as every
-low-order forecast, on features that turn within a skip.
+Caching", Feng et al. 2025 (arXiv:2508.16984). It damps the slope that TaylorSeer overshoots with;
+it fails, as every low-order forecast, on features that turn within a skip.
 
 Interval gate x Hermite x residual; the equations are in `skipstep.caching.forecasters.hermite`.
 The paper caches one tensor per step, the final hidden state before the head; the residual of the

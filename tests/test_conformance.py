@@ -20,19 +20,24 @@ from skipstep.testing.conformance import (
 )
 from skipstep.testing.presets import PRESETS
 
-UNET_REFUSES = {"fbcache", "magcache"}
+UNET_REFUSES = {"fbcache", "foca", "freqca", "hicache", "hicachepp", "magcache", "spectrum"}
 # Chosen so that each preset skips in runs of six steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2, "warmup_steps": 2},
     "deepcache": {"interval": 2},
     "easycache": {"threshold": 0.5, "warmup_steps": 2},
     "fbcache": {"threshold": 0.5, "warmup_steps": 2},
+    "foca": {"interval": 2},
     "fora": {"interval": 2},
+    "freqca": {"interval": 2},
+    "hicache": {"interval": 2},
+    "hicachepp": {"interval": 2},
     "magcache": {
         "ratios": {"ratios": [1.0, 0.99, 1.02, 1.01, 0.98, 1.0]},
         "threshold": 0.5,
         "warmup_steps": 2,
     },
+    "spectrum": {"warmup_steps": 2},
     "taylorseer": {"interval": 3, "warmup_steps": 2},
 }
 

@@ -1,8 +1,8 @@
 """FoCa: forecast a feature as the solution of an ODE, then correct the forecast.
 
 "Forecast then Calibrate: Feature Caching as ODE for Efficient Diffusion Transformers", Zheng et al.
-2025 (arXiv:2508.16211). A BDF2 step predicts, a Heun step corrects. It is milder than a quadratic extrapolation over
-long skips; it fails on noisy features, whose second difference it uses.
+2025 (arXiv:2508.16211). A BDF2 step predicts, a Heun step corrects. It is milder than a quadratic
+extrapolation over long skips; it fails on noisy features, whose second difference it uses.
 
 Derived here for uneven anchors a_1 > a_2 > a_3 (newest first), h = a_1 - a_2, k = t - a_1 and
 omega = k / h. With divided differences d = F[a_1, a_2] and s = F[a_1, a_2, a_3], the slope at the

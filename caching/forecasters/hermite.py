@@ -1,9 +1,11 @@
 """HiCache: a Taylor forecast whose powers of the distance are scaled Hermite polynomials.
 
 "HiCache: Training-free Acceleration of Diffusion Models via Hermite Polynomial-based Feature
-Caching", Feng et al. 2025 (arXiv:2508.16984). It damps long extrapolations that TaylorSeer overshoots; it fails as all
-low-order forecasts do where features turn within a skip. With anchors a_1 > a_2 > ... (newest
-first), k = t - a_1 > 0, order O and the backward differences Dj of `taylor`,
+Caching", Feng et al. 2025 (arXiv:2508.16984). It damps long extrapolations that TaylorSeer
+overshoots; it fails, as every low-order forecast, where features turn within a skip.
+
+With anchors a_1 > a_2 > ... (newest first), k = t - a_1 > 0, order O and the backward differences
+Dj of `taylor`,
     H_0(x) = 1,   H_1(x) = 2x,   H_(n+1)(x) = 2x H_n(x) - 2n H_(n-1)(x)        physicists' Hermite
     H~_n(x) = sigma^n H_n(sigma x)
     F_hat(t) = F(a_1) + sum_(1 <= j <= O) Dj(a_1) H~_j(k) / j!

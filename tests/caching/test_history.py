@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skipstep.caching.base import Forecaster
+from skipstep.caching.base import FeatureForecaster, Forecaster
 from skipstep.caching.history import History, keep_rows
 
 torch.set_num_threads(1)
@@ -224,3 +224,51 @@ def test_keep_rows_changes_nothing_in_place() -> None:
     assert again.tolist() == [[2, 2], [1, 1], [0, 0]]
     full = torch.zeros(3, 2)
     assert keep_rows(again, full, [0, 1, 2], 3) is full
+
+
+@dataclass(frozen=True)
+class Largest(FeatureForecaster):
+    """Repeat the newest value scaled by its own largest entry: it depends on the data of a row."""
+
+    type: str = "largest"
+
+    @property
+    def anchors(self) -> int:
+        return 3
+
+    def weights(self, times: Sequence[float], at: float) -> list[float]:
+        return [1.0] + [0.0] * (len(times) - 1)
+
+    def forecast(self, times: Sequence[float], values: Sequence[Tensor], at: float) -> Tensor:
+        assert all(value.shape[0] == values[0].shape[0] for value in values)
+        factors = torch.tensor([at - t for t in times])
+        weighted = sum((f * v for f, v in zip(factors, values, strict=True)), torch.zeros(()))
+        return weighted * values[0].amax(1, keepdim=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    pushes=st.lists(st.sets(st.integers(0, 2), min_size=1), min_size=1, max_size=8),
+    asked=st.permutations([0, 1, 2]),
+)
+def test_a_forecast_that_looks_at_features_gets_each_rows_own_anchors(
+    pushes: list[set[int]], asked: list[int]
+) -> None:
+    forecaster = Largest()
+    history, naive = History(3, 3), NaiveHistory(3, 3)
+    for time, rows in enumerate([{0, 1, 2}, *pushes]):
+        values = torch.randn(len(rows), 4)
+        history.push(values, sorted(rows), time)
+        naive.push(values, sorted(rows), time)
+    for rows in ([0, 1, 2], list(asked), asked[:1]):
+        expected = []
+        for row in rows:
+            times = [t for t, _ in naive.held[row]]
+            values = [v[None] for _, v in naive.held[row]]
+            expected.append(forecaster.forecast(times, values, 20.0)[0])
+        torch.testing.assert_close(history.forecast(forecaster, rows, 20), torch.stack(expected))
+
+
+def test_a_forecast_that_looks_at_features_needs_anchors() -> None:
+    with pytest.raises(ValueError, match="check ready"):
+        History(2, 3).forecast(Largest(), [0], 1)

@@ -10,21 +10,33 @@ from skipstep.caching.base import CachePlugin, Step
 from skipstep.caching.deepcache import DeepCache
 from skipstep.caching.easycache import EasyCache
 from skipstep.caching.fbcache import FBCache
+from skipstep.caching.foca import FoCa
 from skipstep.caching.fora import FORA
+from skipstep.caching.forecasters.chebyshev import Chebyshev
+from skipstep.caching.forecasters.damped import Damped
+from skipstep.caching.forecasters.dmd import DynamicModes
+from skipstep.caching.forecasters.foca import FoCaForecaster
+from skipstep.caching.forecasters.frequency import FrequencySplit
+from skipstep.caching.forecasters.hermite import Hermite
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.freqca import FreqCa
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
+from skipstep.caching.gates.growing import GrowingGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.mag_calibration import MagCalibration
 from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
+from skipstep.caching.hicache import HiCache
+from skipstep.caching.hicachepp import HiCachePP
 from skipstep.caching.magcache import MagCache, MagCacheCalibration
 from skipstep.caching.product import Cache
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.spans.residual import Residual
+from skipstep.caching.spectrum import Spectrum
 from skipstep.caching.taylorseer import TaylorSeer
 
 PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
@@ -34,6 +46,11 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     TaylorSeer: (IntervalGate, Taylor, Modules),
     ABCache: (IntervalGate, Lagrange, Output),
     DeepCache: (IntervalGate, Reuse, DeepFeatures),
+    HiCache: (IntervalGate, Hermite, Residual),
+    HiCachePP: (IntervalGate, DynamicModes, Residual),
+    FoCa: (IntervalGate, FoCaForecaster, Residual),
+    FreqCa: (IntervalGate, FrequencySplit, Residual),
+    Spectrum: (GrowingGate, Chebyshev, Residual),
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
     MagCache: (MagCacheGate, Reuse, Residual),
@@ -57,11 +74,27 @@ def test_options_reach_the_parts() -> None:
     assert ABCache(order=3).parts().forecaster == Lagrange(order=3)
     assert ABCache().parts().span == Output(delta=False)
     assert TaylorSeer(order=2).parts().forecaster == Taylor(order=2)
-    for preset in (FORA, TaylorSeer, ABCache, DeepCache):
+    assert HiCache(order=2, sigma=0.6).parts().forecaster == Hermite(order=2, sigma=0.6)
+    assert HiCachePP(window=9, max_growth=3).parts().forecaster == DynamicModes(
+        window=9, max_growth=3
+    )
+    split = FreqCa(cutoff=0.3, order=1, sigma=0.6, grid=(4, 6)).parts().forecaster
+    assert split == FrequencySplit(cutoff=0.3, order=1, sigma=0.6, grid=(4, 6))
+    spectrum = Spectrum(gap=3, growth=1, degree=2, penalty=0.2, window=7, mix=0.9).parts()
+    assert spectrum.forecaster == Chebyshev(degree=2, penalty=0.2, window=7, mix=0.9)
+    assert spectrum.gate == GrowingGate(window=3, growth=1, warmup_steps=5)
+    for preset in (FORA, TaylorSeer, ABCache, DeepCache, HiCache, HiCachePP, FoCa, FreqCa):
         gate = preset(interval=7, warmup_steps=4).parts().gate
         assert gate == IntervalGate(interval=7, warmup_steps=4)
     gate = DeepCache(center=0.4, power=2).parts().gate
     assert gate == IntervalGate(interval=3, warmup_steps=1, center=0.4, power=2)
+
+
+@pytest.mark.parametrize("preset", [ABCache, TaylorSeer, HiCache, FoCa, Spectrum])
+def test_a_limit_of_the_noise_gain_goes_around_the_forecaster(preset: type[Any]) -> None:
+    plain = preset().parts().forecaster
+    limited = preset(max_noise_gain=2).parts().forecaster
+    assert limited == Damped(forecaster=plain, max_noise_gain=2)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +105,8 @@ def test_options_reach_the_parts() -> None:
         (TaylorSeer(), [0, 1, 2, 6, 10, 14, 18]),
         (ABCache(), [0, 1, 2, 5, 8, 11, 14, 17]),
         (DeepCache(), [0, 3, 6, 9, 12, 15, 18]),
+        (HiCache(), [0, 1, 2, 6, 10, 14, 18]),
+        (Spectrum(), [0, 1, 2, 3, 4, 6, 8, 11, 15]),
     ],
     ids=lambda x: getattr(x, "name", ""),
 )

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from skipstep.caching.base import Forecaster
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.easycache import EasyCacheGate
+from skipstep.caching.gates.growing import GrowingGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.product import Cache
 from skipstep.caching.spans.modules import Modules
@@ -52,9 +53,13 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
     [
         (
             {"gate": "frist_block"},
-            "'frist_block'.*'interval', 'first_block', 'easycache', 'magcache', 'schedule'",
+            "'frist_block'.*'interval', 'growing', 'first_block', 'easycache', 'magcache', "
+            "'schedule'",
         ),
-        ({"forecaster": "tailor"}, "'tailor'.*'reuse', 'taylor', 'lagrange'"),
+        (
+            {"forecaster": "tailor"},
+            "'tailor'.*'reuse', 'taylor', 'lagrange', 'hermite', 'foca', 'chebyshev', 'dmd'",
+        ),
         ({"span": "outputs"}, "'outputs'.*'output', 'residual', 'modules', 'deep_features'"),
         ({"gate": {"type": "interval", "intervall": 3}}, "gate.interval.intervall"),
         ({"gate": {"type": "interval", "interval": 0}}, "greater than or equal to 1"),
@@ -80,6 +85,11 @@ def test_a_gate_that_needs_the_first_block_refuses_the_span_that_skips_it() -> N
 @pytest.mark.parametrize("span", ["residual", "modules", "deep_features"])
 def test_a_gate_that_needs_the_first_block_takes_spans_that_run_it(span: str) -> None:
     assert Cache(gate="first_block", span=span).parts().span.type == span  # type: ignore[arg-type]
+
+
+def test_a_growing_gate_takes_the_plugins_warmup_too() -> None:
+    cache = Cache(gate="growing", forecaster="chebyshev", warmup_steps=4)  # type: ignore[arg-type]
+    assert cache.parts().gate == GrowingGate(warmup_steps=4)
 
 
 def test_a_part_of_your_own_is_taken_as_an_object() -> None:

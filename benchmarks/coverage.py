@@ -45,10 +45,10 @@ def cell(tiny: Tiny, preset: str) -> dict[str, Any]:
     uncached_before = run_without(tiny)
     cached, again = run(tiny, steps=STEPS), run(tiny, steps=STEPS)
     report = tiny.pipe.plugin_report()
-    reason = refusal(report)
-    if reason:
+    why = refusal(report)
+    if why:
         tiny.pipe.disable_plugins()
-        return {"works": False, "reason": reason}
+        return {"works": False, "reason": why}
     tiny.pipe.enable_plugin(never)
     unskipped = run(tiny, steps=STEPS)
     tiny.pipe.disable_plugins()

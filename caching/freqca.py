@@ -9,7 +9,7 @@ Interval gate x frequency split x residual; the equations are in
 The paper caches one tensor per step, the final hidden state before the head; the residual of the
 block stack is that state minus the stack's fresh input, so Residual is the span.
 
-Differs from the authors' code: cutoff and transform are ours.
+Differs from the authors' code: cutoff and transform are ours; order 1 by default (theirs is 2).
 """
 
 from typing import Annotated, ClassVar
@@ -44,10 +44,10 @@ class FreqCa(CachePlugin):
     ] = 0.1
     order: Annotated[
         int, Field(ge=1, le=4, description="O: highest difference used for high frequencies.")
-    ] = 2
+    ] = 1
     sigma: Annotated[
         float, Field(gt=0, le=1, allow_inf_nan=False, description="Scale of the Hermite forecast.")
-    ] = 0.5
+    ] = 0.6
     grid: Annotated[
         tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None,
         Field(description="Rows and columns of the tokens, where the input does not tell."),

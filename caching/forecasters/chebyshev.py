@@ -1,6 +1,6 @@
 """Spectrum: a ridge fit of Chebyshev polynomials to the last computed values of the whole run.
 
-"Spectrum", CVPR 2026: adaptive spectral feature forecasting. It looks back over ten values where
+"Spectrum", CVPR 2026: adaptive spectral feature forecasting. It looks back over K values where
 differences look back over two or three, so noise averages out and skips may grow long; it fails in
 short runs with too few values to fit, and holds `window` tensors per feature. With T steps, anchors
 a_1 .. a_K (the last K computed) and degree M,
@@ -16,7 +16,8 @@ also constants. With lambda = 0 (a pseudo-inverse then takes the place of the in
 M anchors it is exact on polynomials of degree M.
 
 Differs from the authors' code: tau takes the run's own number of steps, where theirs fixes 50; the
-fit is never solved for features. With one anchor the forecast is reuse; where the number of steps
+fit is never solved for features; K = 5 by default, theirs up to 10, which forecasts the reference
+model better and holds half. With one anchor the forecast is reuse; where the number of steps
 is not known tau runs from the oldest anchor to the forecast.
 """
 
@@ -72,7 +73,7 @@ class Chebyshev(Forecaster):
     ] = 0.1
     window: Annotated[
         int, Field(ge=2, le=32, description="K: last computed values that are fitted and held.")
-    ] = 10
+    ] = 5
     mix: Annotated[
         float,
         Field(ge=0, le=1, allow_inf_nan=False, description="w: 1 is the fit, 0 the line alone."),

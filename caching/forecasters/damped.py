@@ -1,6 +1,6 @@
 """Damped: a linear forecaster that trusts its differences less, or no more than noise allows.
 
-Two brakes on any linear forecast F_hat = sum_j w_j F_j, each off by default:
+Two brakes on any linear forecast F_hat = sum_j w_j F_j:
 
 damping gamma: what the forecast adds to the newest value is shrunk,
     F_hat = F_1 + (1 - gamma) (sum_j w_j F_j - F_1)
@@ -103,7 +103,7 @@ class Damped(Forecaster):
     damping: Annotated[
         float,
         Field(ge=0, le=1, allow_inf_nan=False, description="gamma: share of the differences lost."),
-    ] = 0.0
+    ] = 0.1
     max_noise_gain: MaxNoiseGain = None
 
     @property
@@ -131,4 +131,4 @@ def with_noise_limit(forecaster: Forecaster, max_noise_gain: float | None) -> Fo
     """Return a linear forecaster under a limit of its noise gain; None leaves it as it is."""
     if max_noise_gain is None:
         return forecaster
-    return Damped(forecaster=forecaster, max_noise_gain=max_noise_gain)  # type: ignore[arg-type]
+    return Damped(forecaster=forecaster, damping=0, max_noise_gain=max_noise_gain)  # type: ignore[arg-type]

@@ -256,10 +256,10 @@ def test_a_forecast_that_looks_at_features_gets_each_rows_own_anchors(
 ) -> None:
     forecaster = Largest()
     history, naive = History(3, 3), NaiveHistory(3, 3)
-    for time, rows in enumerate([{0, 1, 2}, *pushes]):
-        values = torch.randn(len(rows), 4)
-        history.push(values, sorted(rows), time)
-        naive.push(values, sorted(rows), time)
+    for time, computed in enumerate([{0, 1, 2}, *pushes]):
+        x = torch.randn(len(computed), 4)
+        history.push(x, sorted(computed), time)
+        naive.push(x, sorted(computed), time)
     for rows in ([0, 1, 2], list(asked), asked[:1]):
         expected = []
         for row in rows:

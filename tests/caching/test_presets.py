@@ -78,8 +78,8 @@ def test_options_reach_the_parts() -> None:
     assert HiCachePP(window=9, max_growth=3).parts().forecaster == DynamicModes(
         window=9, max_growth=3
     )
-    split = FreqCa(cutoff=0.3, order=1, sigma=0.6, grid=(4, 6)).parts().forecaster
-    assert split == FrequencySplit(cutoff=0.3, order=1, sigma=0.6, grid=(4, 6))
+    split = FreqCa(cutoff=0.3, order=2, sigma=0.7, grid=(4, 6)).parts().forecaster
+    assert split == FrequencySplit(cutoff=0.3, order=2, sigma=0.7, grid=(4, 6))
     spectrum = Spectrum(gap=3, growth=1, degree=2, penalty=0.2, window=7, mix=0.9).parts()
     assert spectrum.forecaster == Chebyshev(degree=2, penalty=0.2, window=7, mix=0.9)
     assert spectrum.gate == GrowingGate(window=3, growth=1, warmup_steps=5)
@@ -94,7 +94,7 @@ def test_options_reach_the_parts() -> None:
 def test_a_limit_of_the_noise_gain_goes_around_the_forecaster(preset: type[Any]) -> None:
     plain = preset().parts().forecaster
     limited = preset(max_noise_gain=2).parts().forecaster
-    assert limited == Damped(forecaster=plain, max_noise_gain=2)
+    assert limited == Damped(forecaster=plain, damping=0, max_noise_gain=2)
 
 
 @pytest.mark.parametrize(

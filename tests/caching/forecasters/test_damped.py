@@ -30,7 +30,7 @@ TIMES = [9.0, 6.0, 4.0, 3.0, 1.0]
 @pytest.mark.parametrize("inner", [*LINEAR, Chebyshev(steps=20)], ids=lambda f: f.type)
 def test_without_brakes_nothing_changes(inner: Forecaster) -> None:
     times = TIMES[: inner.anchors]
-    damped = Damped(forecaster=inner)  # type: ignore[arg-type]
+    damped = Damped(forecaster=inner, damping=0)  # type: ignore[arg-type]
     assert damped.weights(times, 11.0) == inner.weights(times, 11.0)
     assert damped.anchors == inner.anchors
 
@@ -75,12 +75,14 @@ def test_the_gain_is_what_drawn_noise_shows(order: int) -> None:
 )
 def test_the_order_falls_until_the_gain_is_allowed(limit: float, order: int) -> None:
     times = [2.0, 1.0, 0.0]
-    limited = Damped(forecaster=Lagrange(order=3), max_noise_gain=limit).weights(times, 3.0)
+    limited = Damped(forecaster=Lagrange(order=3), damping=0, max_noise_gain=limit).weights(
+        times, 3.0
+    )
     assert limited == Lagrange(order=order).weights(times, 3.0)
 
 
 def test_longer_skips_are_more_careful() -> None:
-    limited = Damped(forecaster=Lagrange(order=3), max_noise_gain=5)
+    limited = Damped(forecaster=Lagrange(order=3), damping=0, max_noise_gain=5)
     used = [sum(w != 0 for w in limited.weights([2.0, 1.0, 0.0], at)) for at in (3.0, 4.0, 9.0)]
     assert used == [3, 2, 1]
 
@@ -114,4 +116,6 @@ def test_what_is_not_linear_is_refused() -> None:
 
 def test_no_limit_is_no_wrapper() -> None:
     assert with_noise_limit(Lagrange(), None) == Lagrange()
-    assert with_noise_limit(Lagrange(), 2) == Damped(forecaster=Lagrange(), max_noise_gain=2)
+    assert with_noise_limit(Lagrange(), 2) == Damped(
+        forecaster=Lagrange(), damping=0, max_noise_gain=2
+    )

@@ -59,7 +59,7 @@ def test_order_two_by_hand() -> None:
 
 def test_order_one_starts_from_the_newest_value_and_order_two_does_not() -> None:
     assert Hermite(order=1).weights([4.0, 1.0], 4.0) == [1.0, 0.0]
-    weights = Hermite(order=2).weights([3.0, 2.0, 1.0], 3.0)
+    weights = Hermite(order=2, sigma=0.5).weights([3.0, 2.0, 1.0], 3.0)
     forecast = sum(w * f for w, f in zip(weights, [9.0, 4.0, 1.0], strict=True))
     assert forecast == pytest.approx(9 - 2 * 0.25)  # D2 H~_2(0) / 2 = 2 (-2 sigma^2) / 2
 
@@ -74,7 +74,7 @@ def test_a_larger_sigma_goes_further_and_no_further_than_taylor(ahead: float) ->
 
 def test_fewer_anchors_lower_the_order_and_older_ones_get_no_weight() -> None:
     assert Hermite(order=3).weights([4.0], 6.0) == [1.0]
-    assert Hermite(order=1).weights([4.0, 2.0, 1.0], 6.0) == [1.5, -0.5, 0.0]
+    assert Hermite(sigma=0.5).weights([4.0, 2.0, 1.0], 6.0) == [1.5, -0.5, 0.0]
     assert [Hermite(order=o).anchors for o in (1, 4)] == [2, 5]
 
 

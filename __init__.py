@@ -28,10 +28,12 @@ _LAZY = {
     "FORA": "skipstep.caching.fora",
     "MagCache": "skipstep.caching.magcache",
     "TaylorSeer": "skipstep.caching.taylorseer",
+    "TeaCache": "skipstep.caching.teacache",
     "Scheduler": "skipstep.samplers.scheduler",
     "PluginError": "skipstep.plugins.errors",
     "Report": "skipstep.plugins.report",
     "calibrate_magcache": "skipstep.pipelines.calibrate",
+    "calibrate_teacache": "skipstep.pipelines.calibrate",
     "compare": "skipstep.pipelines.compare",
     "load_reference": "skipstep.pipelines.reference",
 }

@@ -131,30 +131,32 @@ class History:
             times.insert(0, float(time))
 
     def forecast(
-        self, forecaster: Forecaster, rows: Sequence[int], at: float | int
+        self, forecaster: Forecaster, rows: Sequence[int], at: float | Sequence[float]
     ) -> Shaped[Tensor, "r ..."]:
-        """Return the forecast of `rows` at time `at`; every row uses its own anchors.
+        """Return the forecast of `rows` at time `at`, one for all or one each; every row uses its
+        own anchors.
 
         When all rows are asked for and the forecast is one anchor with weight 1, the stored tensor
         itself is returned (unless `clone`): the caller must not change it. Raises ValueError for a
         row without anchors.
         """
         rows = list(rows)
-        weights: dict[tuple[float, ...], list[float]] = {}
+        ats = list(at) if isinstance(at, Sequence) else [float(at)] * len(rows)
+        weights: dict[tuple[tuple[float, ...], float], list[float]] = {}
         columns: list[dict[int, float]] = []  # per asked row: slot -> weight, zeros left out
-        for row in rows:
+        for row, then in zip(rows, ats, strict=True):
             times = tuple(self._times[row])
             if not times:
                 raise ValueError(
                     f"History.forecast was asked for row {row}, which has no anchors: "
                     "check ready() first"
                 )
-            if times not in weights:
-                weights[times] = forecaster.weights(times, float(at))
+            if (times, then) not in weights:
+                weights[times, then] = forecaster.weights(times, then)
             columns.append(
                 {
                     slot: w
-                    for slot, w in zip(self._order[row], weights[times], strict=True)
+                    for slot, w in zip(self._order[row], weights[times, then], strict=True)
                     if w != 0
                 }
             )

@@ -24,6 +24,7 @@ from skipstep.caching.base import (
     Parts,
     Span,
     WarmupSteps,
+    decides_inside,
 )
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
@@ -33,6 +34,7 @@ from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
+from skipstep.caching.gates.teacache import TeaCacheGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output, first_block_refusal
@@ -50,7 +52,7 @@ def _read(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 AnyGate = Annotated[
     Annotated[
-        IntervalGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate,
+        IntervalGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate | TeaCacheGate,
         Field(discriminator="type"),
     ],
     WrapValidator(_read),
@@ -91,7 +93,7 @@ class Cache(CachePlugin):
         ):
             if not isinstance(part, kind):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
-        if self.gate.looks_at == "first_block" and isinstance(self.span, Output):
+        if decides_inside(self.gate) and isinstance(self.span, Output):
             raise ValueError(first_block_refusal(self.gate))
 
     def parts(self) -> Parts:

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipstep.caching.base import CachePlugin, Choice, Seen, Step
+from skipstep.caching.base import CachePlugin, Choice, Seen, Step, decides_inside
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
 from skipstep.plugins.fingerprint import mismatches
 from skipstep.plugins.flops import Meter
+from skipstep.plugins.noise import noise_at
 from skipstep.plugins.profile import Denoiser, Profile
 from skipstep.plugins.report import Call, Report
 from skipstep.plugins.run import Run
@@ -69,6 +70,11 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             f"pipe.{denoiser.name}.compile_repeated_blocks(fullgraph=True) instead, or cache the "
             "output "
             "(enable_plugin('cache', span='output'))"
+        )
+    if denoiser.has_compiled_blocks and parts.gate.looks_at == "modulated":
+        return (
+            f"{name} has compiled blocks, which inline the attention that gate "
+            f"{parts.gate.type!r} looks at: use 'fbcache' or 'easycache', or do not compile"
         )
     if denoiser.has_compiled_blocks and isinstance(parts.span, Modules):
         return (
@@ -214,7 +220,8 @@ class _DenoiserCall:
         self.args, self.kwargs = args, kwargs
         named = dict(zip(cache.parameters, args, strict=False)) | kwargs
         index, self.branch = run.enter(cache.denoiser.module, named)
-        self.step = Step(index, run.count)
+        noise = noise_at(run.pipe, index) if cache.parts.gate.needs_noise else None
+        self.step = Step(index, run.count, noise)
         tensors = tensors_in([args, kwargs])
         self.shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
         self.memory, self.is_reshaped = cache.memory(run, self.branch, rows_of(main), self.shapes)
@@ -232,7 +239,7 @@ class _DenoiserCall:
         gate = self.cache.parts.gate
         output: Any = None
         lead: Any = None
-        if gate.looks_at == "first_block":
+        if decides_inside(gate):
             try:
                 output, pass_ = self._pass("probe", self.everyone)
                 self.choices = pass_.choices or self._settle(
@@ -327,6 +334,14 @@ class _DenoiserCall:
             self.work += pass_.work
             raise Split(lead)
         pass_.mode = "compute" if votes.pop() else "skip"
+        pass_.at = self._times(self.everyone)
+
+    def _times(self, rows: list[int]) -> list[float] | None:
+        """Return the time of each row's forecast, or None where all are for this step."""
+        own = [self.choices[row].at for row in rows]
+        if all(at is None for at in own):
+            return None
+        return [float(self.step.index) if at is None else at for at in own]
 
     def _group(self, mode: Any, rows: list[int], lead: Any) -> Any:
         """Run one pass for some rows of the batch; the output span needs no pass to skip."""
@@ -346,6 +361,7 @@ class _DenoiserCall:
             contract=cache.contract,
             decide=self._decide_inside,
             lead=lead,
+            at=self._times(rows) if mode == "skip" else None,
             watches_first_block=cache.parts.gate.looks_at == "first_block",
         )
         args, kwargs = self.args, self.kwargs
@@ -415,7 +431,7 @@ class _DenoiserCall:
 
     def _forecast_output(self, rows: list[int]) -> Any:
         """Return what the denoiser would have returned for `rows`."""
-        at = float(self.step.index)
+        at = self._times(rows) or float(self.step.index)
         base = self._delta_base(None, rows)
         first = self.memory.guess(("output", 0), rows, at)
         first = first if base is None else first + base

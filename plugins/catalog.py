@@ -32,6 +32,7 @@ BUILTIN: dict[str, str] = {
     "magcache": "skipstep.caching.magcache:MagCache",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
+    "teacache": "skipstep.caching.teacache:TeaCache",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -29,6 +29,7 @@ LIVELY: dict[str, dict[str, Any]] = {
     "fora": {"interval": 2},
     "magcache": {"max_skips": 2},
     "taylorseer": {"interval": 3},
+    "teacache": {},
 }
 NEVER: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 1},
@@ -38,6 +39,7 @@ NEVER: dict[str, dict[str, Any]] = {
     "fora": {"interval": 1},
     "magcache": {"threshold": 0.0},
     "taylorseer": {"interval": 1},
+    "teacache": {"threshold": 0.0},
 }
 # How far above the median change of one step: a skip or two in a row, then a computed step.
 ABOVE_MEDIAN = 1.6
@@ -45,7 +47,7 @@ ABOVE_MEDIAN = 1.6
 PRESETS: tuple[str, ...] = tuple(LIVELY)
 """The caches that are named after their papers; "cache" is the product they are rows of."""
 
-ADAPTIVE: tuple[str, ...] = ("easycache", "fbcache", "magcache")
+ADAPTIVE: tuple[str, ...] = ("easycache", "fbcache", "magcache", "teacache")
 """The presets with a threshold; the others compute every n-th step."""
 
 _VALUES: dict[tuple[str, str, str, int, int], list[list[float]]] = {}

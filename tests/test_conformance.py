@@ -20,7 +20,7 @@ from skipstep.testing.conformance import (
 )
 from skipstep.testing.presets import PRESETS
 
-UNET_REFUSES = {"fbcache", "magcache"}
+UNET_REFUSES = {"fbcache", "magcache", "teacache"}
 # Chosen so that each preset skips in runs of six steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2, "warmup_steps": 2},
@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "warmup_steps": 2,
     },
     "taylorseer": {"interval": 3, "warmup_steps": 2},
+    "teacache": {"threshold": 0.5, "warmup_steps": 2},
 }
 
 

@@ -15,11 +15,11 @@ import pydantic
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from skipstep.caching.base import Gate, Span
+from skipstep.caching.base import Gate, Span, front_of
 from skipstep.caching.passes import Pass, Place, Target
 from skipstep.caching.tree import map_tensors, tensors_in
 
-__all__ = ["ModuleKind", "Modules"]
+__all__ = ["ModuleKind", "Modules", "kind_of"]
 
 ModuleKind = Literal["attention", "cross_attention", "feed_forward"]
 
@@ -46,6 +46,11 @@ class Modules(Span):
         """Return why this denoiser has no such modules, or None."""
         if gate.looks_at == "first_block" and target.kind != "dit":
             return f"gate {gate.type!r} needs a chain of blocks; {target.class_name} has none"
+        if gate.looks_at == "modulated" or front_of(gate) > 1:
+            return (
+                f"gate {gate.type!r} decides inside or behind several blocks; span 'modules' waits "
+                "for one block: use span 'residual'"
+            )
         if not any(True for _ in self._modules(target)):
             return f"{target.class_name} has no {' or '.join(self.kinds)} modules in its blocks"
         return None
@@ -139,7 +144,7 @@ class Modules(Span):
             children = dict(block.named_children())
             joins = _is_linear(children.get("proj_out")) and _is_linear(children.get("proj_mlp"))
             for name, child in children.items():
-                kind = _kind_of(name, child)
+                kind = kind_of(name, child)
                 if joins and (name in ("proj_out", "proj_mlp") or kind):
                     if set(self.kinds) >= {"attention", "feed_forward"}:
                         yield child, _Module(names[id(child)], name == "proj_out")
@@ -157,7 +162,7 @@ def _blocks(target: Target) -> list[nn.Module]:
         module
         for module in target.inner.modules()
         if {"attention", "feed_forward"}
-        <= {_kind_of(name, child) for name, child in module.named_children()}
+        <= {kind_of(name, child) for name, child in module.named_children()}
     ]
 
 
@@ -166,7 +171,8 @@ def _is_linear(module: nn.Module | None) -> bool:
     return isinstance(getattr(module, "base_layer", module), nn.Linear)
 
 
-def _kind_of(name: str, module: nn.Module) -> str | None:
+def kind_of(name: str, module: nn.Module) -> str | None:
+    """Return what kind of module a block's child is, by its name and its class's, or None."""
     class_name = type(module).__name__.lower()
     if "norm" in class_name or not any(isinstance(m, nn.Linear) for m in module.modules()):
         return None

@@ -19,6 +19,8 @@ from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.mag_calibration import MagCalibration
 from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
+from skipstep.caching.gates.tea_calibration import TeaCalibration
+from skipstep.caching.gates.teacache import TeaCacheGate
 from skipstep.caching.magcache import MagCache, MagCacheCalibration
 from skipstep.caching.product import Cache
 from skipstep.caching.spans.deep_features import DeepFeatures
@@ -26,6 +28,7 @@ from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.spans.residual import Residual
 from skipstep.caching.taylorseer import TaylorSeer
+from skipstep.caching.teacache import TeaCache, TeaCacheCalibration
 
 PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     FORA: (IntervalGate, Reuse, Modules),
@@ -37,6 +40,8 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
     MagCache: (MagCacheGate, Reuse, Residual),
+    TeaCache: (TeaCacheGate, Reuse, Residual),
+    TeaCacheCalibration: (TeaCalibration, Reuse, Residual),
 }
 PRESETS = list(PARTS)
 RATIOS = MagnitudeRatios(ratios=(1.0, 1.1, 1.05))

@@ -13,10 +13,12 @@ from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
+from skipstep.caching.gates.teacache import TeaCacheGate
 
 torch.set_num_threads(1)
 
-ADAPTIVE = [FirstBlockGate(threshold=0.3), EasyCacheGate(threshold=0.3)]
+LEARNS = [FirstBlockGate(threshold=0.3), EasyCacheGate(threshold=0.3)]
+ADAPTIVE = [*LEARNS, TeaCacheGate(threshold=0.3)]
 RATIOS = MagnitudeRatios(ratios=(1.0, *[1 + 0.05 * (i % 4) for i in range(1, 24)]))
 EVERY = [
     *ADAPTIVE,
@@ -164,6 +166,10 @@ def test_half_precision_signals_decide_like_full_precision(gate: Gate[Any]) -> N
 def test_a_missing_signal_is_an_error(gate: Gate[Any]) -> None:
     with pytest.raises(ValueError, match="was given no signal"):
         gate.decide(gate.init(1), Step(0, 5), None)
+
+
+@pytest.mark.parametrize("gate", LEARNS, ids=lambda g: g.type)
+def test_what_is_learned_from_a_missing_signal_is_an_error(gate: Gate[Any]) -> None:
     with pytest.raises(ValueError, match="was shown no signal"):
         gate.observe(gate.init(1), Seen(Step(0, 5), [0], None, torch.ones(1, 3)))
 

@@ -27,6 +27,7 @@ _LAZY = {
     "FBCache": "skipstep.caching.fbcache",
     "FORA": "skipstep.caching.fora",
     "MagCache": "skipstep.caching.magcache",
+    "SeaCache": "skipstep.caching.seacache",
     "TaylorSeer": "skipstep.caching.taylorseer",
     "TeaCache": "skipstep.caching.teacache",
     "Scheduler": "skipstep.samplers.scheduler",

@@ -34,6 +34,7 @@ from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
+from skipstep.caching.gates.seacache import SeaCacheGate
 from skipstep.caching.gates.teacache import TeaCacheGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
@@ -52,7 +53,13 @@ def _read(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 AnyGate = Annotated[
     Annotated[
-        IntervalGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate | TeaCacheGate,
+        IntervalGate
+        | FirstBlockGate
+        | EasyCacheGate
+        | MagCacheGate
+        | ScheduleGate
+        | SeaCacheGate
+        | TeaCacheGate,
         Field(discriminator="type"),
     ],
     WrapValidator(_read),

@@ -31,6 +31,7 @@ BUILTIN: dict[str, str] = {
     "fora": "skipstep.caching.fora:FORA",
     "magcache": "skipstep.caching.magcache:MagCache",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
+    "seacache": "skipstep.caching.seacache:SeaCache",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
     "teacache": "skipstep.caching.teacache:TeaCache",
 }

@@ -28,6 +28,7 @@ LIVELY: dict[str, dict[str, Any]] = {
     "fbcache": {},
     "fora": {"interval": 2},
     "magcache": {"max_skips": 2},
+    "seacache": {},
     "taylorseer": {"interval": 3},
     "teacache": {},
 }
@@ -38,6 +39,7 @@ NEVER: dict[str, dict[str, Any]] = {
     "fbcache": {"threshold": 0.0},
     "fora": {"interval": 1},
     "magcache": {"threshold": 0.0},
+    "seacache": {"threshold": 0.0},
     "taylorseer": {"interval": 1},
     "teacache": {"threshold": 0.0},
 }
@@ -47,7 +49,7 @@ ABOVE_MEDIAN = 1.6
 PRESETS: tuple[str, ...] = tuple(LIVELY)
 """The caches that are named after their papers; "cache" is the product they are rows of."""
 
-ADAPTIVE: tuple[str, ...] = ("easycache", "fbcache", "magcache", "teacache")
+ADAPTIVE: tuple[str, ...] = ("easycache", "fbcache", "magcache", "seacache", "teacache")
 """The presets with a threshold; the others compute every n-th step."""
 
 _VALUES: dict[tuple[str, str, str, int, int], list[list[float]]] = {}

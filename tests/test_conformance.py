@@ -20,7 +20,7 @@ from skipstep.testing.conformance import (
 )
 from skipstep.testing.presets import PRESETS
 
-UNET_REFUSES = {"fbcache", "magcache", "teacache"}
+UNET_REFUSES = {"fbcache", "magcache", "seacache", "teacache"}
 # Chosen so that each preset skips in runs of six steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2, "warmup_steps": 2},
@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "threshold": 0.5,
         "warmup_steps": 2,
     },
+    "seacache": {"threshold": 1.0, "warmup_steps": 2},
     "taylorseer": {"interval": 3, "warmup_steps": 2},
     "teacache": {"threshold": 0.5, "warmup_steps": 2},
 }

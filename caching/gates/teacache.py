@@ -99,10 +99,11 @@ class TeaCurve:
     @cached_property
     def turns(self) -> tuple[float, ...]:
         """Return where P rises no more or falls no more, inside the fitted range."""
-        slope = numpy.polyder(numpy.array(self.coefficients))
-        roots = numpy.roots(slope)
-        real = sorted(float(root.real) for root in roots if abs(root.imag) < 1e-9)
         low, high = self.low or 0.0, self.high or 0.0
+        # In units of `high`, with terms too small to matter there left out, roots are stable.
+        terms = numpy.polyder(numpy.array(self.coefficients)) * high ** numpy.arange(3, -1, -1)
+        terms[abs(terms) < 1e-12 * abs(terms).max()] = 0
+        real = sorted(high * float(root.real) for root in numpy.roots(terms))
         return tuple(root for root in real if low < root < high)
 
     def __call__(self, x: float) -> float:

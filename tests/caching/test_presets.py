@@ -19,10 +19,12 @@ from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.mag_calibration import MagCalibration
 from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
+from skipstep.caching.gates.seacache import SeaCacheGate
 from skipstep.caching.gates.tea_calibration import TeaCalibration
 from skipstep.caching.gates.teacache import TeaCacheGate
 from skipstep.caching.magcache import MagCache, MagCacheCalibration
 from skipstep.caching.product import Cache
+from skipstep.caching.seacache import SeaCache
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
@@ -40,6 +42,7 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
     MagCache: (MagCacheGate, Reuse, Residual),
+    SeaCache: (SeaCacheGate, Taylor, Residual),
     TeaCache: (TeaCacheGate, Reuse, Residual),
     TeaCacheCalibration: (TeaCalibration, Reuse, Residual),
 }

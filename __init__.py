@@ -21,7 +21,9 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ABCache": "skipstep.caching.abcache",
+    "AdaCache": "skipstep.caching.adacache",
     "Cache": "skipstep.caching.product",
+    "DBCache": "skipstep.caching.dbcache",
     "DeepCache": "skipstep.caching.deepcache",
     "EasyCache": "skipstep.caching.easycache",
     "FBCache": "skipstep.caching.fbcache",

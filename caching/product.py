@@ -29,6 +29,7 @@ from skipstep.caching.base import (
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.gates.adacache import AdaCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
@@ -54,8 +55,9 @@ def _read(value: Any, handler: Callable[[Any], Any]) -> Any:
 AnyGate = Annotated[
     Annotated[
         IntervalGate
-        | FirstBlockGate
+        | AdaCacheGate
         | EasyCacheGate
+        | FirstBlockGate
         | MagCacheGate
         | ScheduleGate
         | SeaCacheGate

@@ -24,7 +24,9 @@ GROUP = "skipstep.plugins"
 
 BUILTIN: dict[str, str] = {
     "abcache": "skipstep.caching.abcache:ABCache",
+    "adacache": "skipstep.caching.adacache:AdaCache",
     "cache": "skipstep.caching.product:Cache",
+    "dbcache": "skipstep.caching.dbcache:DBCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",
     "easycache": "skipstep.caching.easycache:EasyCache",
     "fbcache": "skipstep.caching.fbcache:FBCache",

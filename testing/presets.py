@@ -23,6 +23,8 @@ WARMUP_STEPS = 2
 SHORT: dict[str, Any] = {"warmup_steps": WARMUP_STEPS, "final_steps": 1}
 LIVELY: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2},
+    "adacache": {"codebook": ((5.0, 2),)},
+    "dbcache": {"back": 0},
     "deepcache": {"interval": 2},
     "easycache": {},
     "fbcache": {},
@@ -34,6 +36,8 @@ LIVELY: dict[str, dict[str, Any]] = {
 }
 NEVER: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 1},
+    "adacache": {"codebook": ((5.0, 1),)},
+    "dbcache": {"threshold": 0.0, "back": 0},
     "deepcache": {"interval": 1},
     "easycache": {"threshold": 0.0},
     "fbcache": {"threshold": 0.0},
@@ -49,7 +53,7 @@ ABOVE_MEDIAN = 1.6
 PRESETS: tuple[str, ...] = tuple(LIVELY)
 """The caches that are named after their papers; "cache" is the product they are rows of."""
 
-ADAPTIVE: tuple[str, ...] = ("easycache", "fbcache", "magcache", "seacache", "teacache")
+ADAPTIVE: tuple[str, ...] = ("dbcache", "easycache", "fbcache", "magcache", "seacache", "teacache")
 """The presets with a threshold; the others compute every n-th step."""
 
 _VALUES: dict[tuple[str, str, str, int, int], list[list[float]]] = {}

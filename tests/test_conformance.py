@@ -20,10 +20,12 @@ from skipstep.testing.conformance import (
 )
 from skipstep.testing.presets import PRESETS
 
-UNET_REFUSES = {"fbcache", "magcache", "seacache", "teacache"}
+UNET_REFUSES = {"adacache", "dbcache", "fbcache", "magcache", "seacache", "teacache"}
 # Chosen so that each preset skips in runs of six steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2, "warmup_steps": 2},
+    "adacache": {"codebook": ((5.0, 2),), "warmup_steps": 2},
+    "dbcache": {"threshold": 0.5, "warmup_steps": 2, "back": 0},
     "deepcache": {"interval": 2},
     "easycache": {"threshold": 0.5, "warmup_steps": 2},
     "fbcache": {"threshold": 0.5, "warmup_steps": 2},

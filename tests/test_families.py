@@ -26,7 +26,7 @@ BATCH = 4
 NOISE_FACTOR = 5
 
 UNETS = {"sd15", "sdxl"}
-NEEDS_BLOCKS = {"fbcache", "magcache", "seacache", "teacache"}
+NEEDS_BLOCKS = {"adacache", "dbcache", "fbcache", "magcache", "seacache", "teacache"}
 
 
 def is_served(family: str, preset: str) -> bool:

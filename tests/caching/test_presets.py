@@ -6,7 +6,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from skipstep.caching.abcache import ABCache
+from skipstep.caching.adacache import AdaCache
 from skipstep.caching.base import CachePlugin, Step
+from skipstep.caching.dbcache import DBCache
 from skipstep.caching.deepcache import DeepCache
 from skipstep.caching.easycache import EasyCache
 from skipstep.caching.fbcache import FBCache
@@ -14,6 +16,7 @@ from skipstep.caching.fora import FORA
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.gates.adacache import AdaCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
@@ -42,6 +45,8 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
     MagCache: (MagCacheGate, Reuse, Residual),
+    AdaCache: (AdaCacheGate, Reuse, Residual),
+    DBCache: (FirstBlockGate, Reuse, Residual),
     SeaCache: (SeaCacheGate, Taylor, Residual),
     TeaCache: (TeaCacheGate, Reuse, Residual),
     TeaCacheCalibration: (TeaCalibration, Reuse, Residual),

@@ -289,6 +289,11 @@ class Pass:
         """Say whether anything was ever stored under `key`."""
         return key in self.memory.histories
 
+    def age(self, key: Hashable) -> float:
+        """Return how many steps ago the unit was last computed, for the row that waits longest."""
+        history = self.memory.histories[key]
+        return self.step.index - min(history.times(row)[0] for row in self.rows)
+
     def guess(self, key: Hashable) -> Tensor:
         """Forecast what the unit would have computed."""
         return self.memory.guess(key, self.rows, self.at or float(self.step.index))

@@ -30,6 +30,7 @@ from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.adacache import AdaCacheGate
+from skipstep.caching.gates.dicache import DiCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
@@ -37,6 +38,7 @@ from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
 from skipstep.caching.gates.seacache import SeaCacheGate
 from skipstep.caching.gates.teacache import TeaCacheGate
+from skipstep.caching.gates.window import WindowGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output, first_block_refusal
@@ -56,12 +58,14 @@ AnyGate = Annotated[
     Annotated[
         IntervalGate
         | AdaCacheGate
+        | DiCacheGate
         | EasyCacheGate
         | FirstBlockGate
         | MagCacheGate
         | ScheduleGate
         | SeaCacheGate
-        | TeaCacheGate,
+        | TeaCacheGate
+        | WindowGate,
         Field(discriminator="type"),
     ],
     WrapValidator(_read),

@@ -111,7 +111,10 @@ class DenoiserCache:
         self.contract = Contract(stacks=stacks)
         self.full_work = self.parts.span.full_work(denoiser)
         places = self.parts.span.places(denoiser, self.parts.gate)
-        self.meter = Meter(is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks))
+        # The meter knows full and skipped calls; with intervals a skipped one may compute some.
+        is_mixed = isinstance(self.parts.span, Modules) and bool(self.parts.span.intervals)
+        is_compiled = denoiser.is_compiled or denoiser.has_compiled_blocks
+        self.meter = Meter(is_on=not (is_compiled or is_mixed))
         site.wrap(denoiser.module, self.root, ORDER)
         for module, place in places:
             site.wrap(module, functools.partial(self.inside, place), INSIDE)

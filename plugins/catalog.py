@@ -28,14 +28,17 @@ BUILTIN: dict[str, str] = {
     "cache": "skipstep.caching.product:Cache",
     "dbcache": "skipstep.caching.dbcache:DBCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",
+    "dicache": "skipstep.caching.dicache:DiCache",
     "easycache": "skipstep.caching.easycache:EasyCache",
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "fora": "skipstep.caching.fora:FORA",
     "magcache": "skipstep.caching.magcache:MagCache",
+    "pab": "skipstep.caching.pab:PAB",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "seacache": "skipstep.caching.seacache:SeaCache",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
     "teacache": "skipstep.caching.teacache:TeaCache",
+    "tgate": "skipstep.caching.tgate:TGate",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -26,13 +26,17 @@ BATCH = 4
 NOISE_FACTOR = 5
 
 UNETS = {"sd15", "sdxl"}
-NEEDS_BLOCKS = {"adacache", "dbcache", "fbcache", "magcache", "seacache", "teacache"}
+NEEDS_BLOCKS = {"adacache", "dbcache", "dicache", "fbcache", "magcache", "seacache", "teacache"}
+# Found by looking: these models attend to their text in joint blocks.
+HAS_CROSS_ATTENTION = {"pixart", "wan", "ltx", "sdxl", "sd15"}
 
 
 def is_served(family: str, preset: str) -> bool:
     """Tell whether a preset serves a family: deep features are UNets', stacks of blocks DiTs'."""
     if preset == "deepcache":
         return family in UNETS
+    if preset == "tgate":
+        return family in HAS_CROSS_ATTENTION
     return not (family in UNETS and preset in NEEDS_BLOCKS)
 
 
@@ -263,7 +267,7 @@ def test_the_reported_work_is_what_hooks_on_linear_layers_count(family: str, pre
         with LinearWork(denoiser) as done:
             run(tiny, steps=STEPS, batch=2)
         report = last_report(tiny)
-    if preset in ("fora", "taylorseer"):
+    if preset in ("fora", "pab", "taylorseer", "tgate"):
         # Attention and feed-forward layers; norms and modulations stay. All are skipped together.
         skippable = [path for path in full.done if done.done.get(path, 0) < full.done[path]]
         assert skippable

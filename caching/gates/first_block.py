@@ -11,8 +11,9 @@ p is kept on computed steps only, so slow drift adds up against p_a1 until it is
 
 DBCache (cache-dit) is this gate with three options more: p is taken behind the first `front`
 blocks, out_(front-1) - in_0; at most `max_cached` steps of a run are skipped; and the distances of
-the steps skipped in a row may not add up to more than `max_accumulated`. Order of checks, as in cache-dit:
-warm-up and the limit of skips in a row (the engine's), cached steps, accumulated distance, d.
+the steps skipped in a row may not add up to more than `max_accumulated`. The order of checks is
+cache-dit's: warm-up and the limit of skips in a row (the engine's), cached steps, accumulated
+distance, d.
 
 Differs from the authors' code: every sample of a batch decides for itself, and a distance that is
 not a finite number is computed and said, instead of being compared.

@@ -118,10 +118,14 @@ class Residual(Span):
         """Run or replay one block."""
         if isinstance(place, _Attention):
             return _look(pass_, call_next, args, kwargs)
-        if place.is_back:
-            return pass_.run(call_next, args, kwargs)
         known = pass_.contract.stacks[place.stack]
         named = known.bind(args, kwargs)
+        if place.is_back:
+            unfinished = pass_.trace.get(place.stack)
+            if unfinished is not None and pass_.mode != "skip":
+                known.learn(unfinished.previous, named)
+                _finish(place, pass_, known, unfinished)
+            return pass_.run(call_next, args, kwargs)
         is_front = place.is_watched
         if pass_.mode == "skip" and not is_front and known.carry:
             return _replay(place, pass_, known, named)
@@ -149,7 +153,8 @@ class Residual(Span):
                 mode = pass_.decide_on(known.main_change(trace.inputs, outputs), output)
                 if mode == "skip":
                     return output
-        if place.is_last:
+        # The carry of a single skipped block is learned from the block behind it, which finishes.
+        if place.is_last and (place.index > 0 or known.carry):
             _finish(place, pass_, known, trace)
         return output
 

@@ -10,6 +10,7 @@ from skipstep.caching.adacache import AdaCache
 from skipstep.caching.base import CachePlugin, Step
 from skipstep.caching.dbcache import DBCache
 from skipstep.caching.deepcache import DeepCache
+from skipstep.caching.dicache import DiCache
 from skipstep.caching.easycache import EasyCache
 from skipstep.caching.fbcache import FBCache
 from skipstep.caching.fora import FORA
@@ -17,6 +18,7 @@ from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.adacache import AdaCacheGate
+from skipstep.caching.gates.dicache import DiCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
@@ -25,7 +27,9 @@ from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
 from skipstep.caching.gates.seacache import SeaCacheGate
 from skipstep.caching.gates.tea_calibration import TeaCalibration
 from skipstep.caching.gates.teacache import TeaCacheGate
+from skipstep.caching.gates.window import WindowGate
 from skipstep.caching.magcache import MagCache, MagCacheCalibration
+from skipstep.caching.pab import PAB
 from skipstep.caching.product import Cache
 from skipstep.caching.seacache import SeaCache
 from skipstep.caching.spans.deep_features import DeepFeatures
@@ -34,6 +38,7 @@ from skipstep.caching.spans.output import Output
 from skipstep.caching.spans.residual import Residual
 from skipstep.caching.taylorseer import TaylorSeer
 from skipstep.caching.teacache import TeaCache, TeaCacheCalibration
+from skipstep.caching.tgate import TGate
 
 PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     FORA: (IntervalGate, Reuse, Modules),
@@ -47,6 +52,9 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     MagCache: (MagCacheGate, Reuse, Residual),
     AdaCache: (AdaCacheGate, Reuse, Residual),
     DBCache: (FirstBlockGate, Reuse, Residual),
+    DiCache: (DiCacheGate, Taylor, Residual),
+    PAB: (WindowGate, Reuse, Modules),
+    TGate: (WindowGate, Reuse, Modules),
     SeaCache: (SeaCacheGate, Taylor, Residual),
     TeaCache: (TeaCacheGate, Reuse, Residual),
     TeaCacheCalibration: (TeaCalibration, Reuse, Residual),

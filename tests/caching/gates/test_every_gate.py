@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from skipstep.caching.base import Choice, Gate, Seen, Step
+from skipstep.caching.gates.dicache import DiCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
@@ -18,7 +19,7 @@ from skipstep.caching.gates.teacache import TeaCacheGate
 
 torch.set_num_threads(1)
 
-LEARNS = [FirstBlockGate(threshold=0.3), EasyCacheGate(threshold=0.3)]
+LEARNS = [FirstBlockGate(threshold=0.3), EasyCacheGate(threshold=0.3), DiCacheGate(threshold=0.3)]
 ADAPTIVE = [*LEARNS, TeaCacheGate(threshold=0.3), SeaCacheGate(threshold=0.3)]
 NOISE = (1.0, 0.0)
 RATIOS = MagnitudeRatios(ratios=(1.0, *[1 + 0.05 * (i % 4) for i in range(1, 24)]))

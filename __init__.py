@@ -21,8 +21,11 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ABCache": "skipstep.caching.abcache",
+    "AdaCache": "skipstep.caching.adacache",
     "Cache": "skipstep.caching.product",
+    "DBCache": "skipstep.caching.dbcache",
     "DeepCache": "skipstep.caching.deepcache",
+    "DiCache": "skipstep.caching.dicache",
     "EasyCache": "skipstep.caching.easycache",
     "FBCache": "skipstep.caching.fbcache",
     "FORA": "skipstep.caching.fora",
@@ -32,11 +35,16 @@ _LAZY = {
     "HiCachePP": "skipstep.caching.hicachepp",
     "MagCache": "skipstep.caching.magcache",
     "Spectrum": "skipstep.caching.spectrum",
+    "PAB": "skipstep.caching.pab",
+    "SeaCache": "skipstep.caching.seacache",
     "TaylorSeer": "skipstep.caching.taylorseer",
+    "TGate": "skipstep.caching.tgate",
+    "TeaCache": "skipstep.caching.teacache",
     "Scheduler": "skipstep.samplers.scheduler",
     "PluginError": "skipstep.plugins.errors",
     "Report": "skipstep.plugins.report",
     "calibrate_magcache": "skipstep.pipelines.calibrate",
+    "calibrate_teacache": "skipstep.pipelines.calibrate",
     "compare": "skipstep.pipelines.compare",
     "load_reference": "skipstep.pipelines.reference",
 }

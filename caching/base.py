@@ -37,17 +37,24 @@ __all__ = [
     "Span",
     "Step",
     "WarmupSteps",
+    "decides_inside",
+    "front_of",
 ]
 
-LooksAt = Literal["step", "input", "first_block"]
+LooksAt = Literal["step", "input", "modulated", "first_block"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Name a position in one run: step `index` (from 0, in execution order) of `count`."""
+    """Name a position in one run: step `index` (from 0, in execution order) of `count`.
+
+    `noise` is (a, b) where the denoiser's input is a x_0 + b eps. It is looked up only for a gate
+    that `needs_noise`, and None where the scheduler does not tell.
+    """
 
     index: int
     count: int
+    noise: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +63,15 @@ class Choice:
 
     `why` is one short phrase ("first", "warm-up", "final", "limit", "interval", "schedule",
     "changed", "small change", "no history", "not finite", "calibration", "shape", "aliased");
-    `value` and `threshold` are the two numbers that were compared.
+    `value` and `threshold` are the two numbers that were compared. `at` is the time the forecast is
+    for, where the gate knows better than the step's index.
     """
 
     compute: bool
     why: str
     value: float | None = None
     threshold: float | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,7 @@ class Gate(ABC, Generic[State]):
 
     type: str
     looks_at: ClassVar[LooksAt]
+    needs_noise: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, rows: int) -> State:
@@ -104,13 +114,24 @@ class Gate(ABC, Generic[State]):
         """Return one choice per row.
 
         Called at every step, also where the engine computes anyway, because accumulators must go
-        on. `signal` holds all rows: the denoiser's input (`looks_at` "input"), the first block's
-        residual, which is not changed afterwards ("first_block"), or None ("step").
+        on. `signal` holds all rows: the denoiser's input (`looks_at` "input"), what the first
+        block's attention receives ("modulated"), the residual of the first block, or blocks, which
+        is not changed afterwards ("first_block"), or None ("step").
         """
 
     @abstractmethod
     def observe(self, state: State, seen: Seen) -> None:
         """Take note of rows that were computed, also when the engine forced them."""
+
+
+def decides_inside(gate: Gate[Any]) -> bool:
+    """Tell whether this gate can only decide once the denoiser has begun to run."""
+    return gate.looks_at in ("modulated", "first_block")
+
+
+def front_of(gate: Gate[Any]) -> int:
+    """Return how many blocks run before this gate decides; 0 when it looks at none of them."""
+    return int(getattr(gate, "front", 1)) if gate.looks_at == "first_block" else 0
 
 
 class Forecaster(ABC):

@@ -131,27 +131,29 @@ class History:
             times.insert(0, float(time))
 
     def forecast(
-        self, forecaster: Forecaster, rows: Sequence[int], at: float | int
+        self, forecaster: Forecaster, rows: Sequence[int], at: float | Sequence[float]
     ) -> Shaped[Tensor, "r ..."]:
-        """Return the forecast of `rows` at time `at`; every row uses its own anchors.
+        """Return the forecast of `rows` at time `at`, one for all or one each; every row uses its
+        own anchors.
 
         When all rows are asked for and the forecast is one anchor with weight 1, the stored tensor
         itself is returned (unless `clone`): the caller must not change it. Raises ValueError for a
         row without anchors.
         """
         rows = list(rows)
+        ats = list(at) if isinstance(at, Sequence) else [float(at)] * len(rows)
         if isinstance(forecaster, FeatureForecaster):
-            return self._forecast_features(forecaster, rows, float(at))
-        weights: dict[tuple[float, ...], list[float]] = {}
+            return self._forecast_features(forecaster, rows, ats)
+        weights: dict[tuple[tuple[float, ...], float], list[float]] = {}
         columns: list[dict[int, float]] = []  # per asked row: slot -> weight, zeros left out
-        for row in rows:
+        for row, then in zip(rows, ats, strict=True):
             times = self._some_times(row)
-            if times not in weights:
-                weights[times] = forecaster.weights(times, float(at))
+            if (times, then) not in weights:
+                weights[times, then] = forecaster.weights(times, then)
             columns.append(
                 {
                     slot: w
-                    for slot, w in zip(self._order[row], weights[times], strict=True)
+                    for slot, w in zip(self._order[row], weights[times, then], strict=True)
                     if w != 0
                 }
             )
@@ -205,14 +207,15 @@ class History:
         return sum(self.storages().values())
 
     def _forecast_features(
-        self, forecaster: FeatureForecaster, rows: list[int], at: float
+        self, forecaster: FeatureForecaster, rows: list[int], ats: list[float]
     ) -> Shaped[Tensor, "r ..."]:
         """Forecast in groups of rows that have the same anchors in the same slots."""
-        groups: dict[tuple[tuple[float, ...], tuple[int, ...]], list[int]] = {}
-        for place, row in enumerate(rows):
-            groups.setdefault((self._some_times(row), tuple(self._order[row])), []).append(place)
+        groups: dict[tuple[tuple[float, ...], tuple[int, ...], float], list[int]] = {}
+        for place, (row, at) in enumerate(zip(rows, ats, strict=True)):
+            alike = (self._some_times(row), tuple(self._order[row]), at)
+            groups.setdefault(alike, []).append(place)
         result: Tensor | None = None
-        for (times, slots), places in groups.items():
+        for (times, slots, at), places in groups.items():
             tensors = [self._filled(slot).values for slot in slots]
             asked = [rows[place] for place in places]
             if asked != list(range(self.rows)):

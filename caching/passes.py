@@ -17,7 +17,17 @@ from skipstep.caching.base import Choice, Forecaster, Step
 from skipstep.caching.history import History
 from skipstep.caching.tree import map_tensors
 
-__all__ = ["Contract", "Memory", "NotLearned", "Pass", "Place", "Split", "StackContract", "Target"]
+__all__ = [
+    "Contract",
+    "Leave",
+    "Memory",
+    "NotLearned",
+    "Pass",
+    "Place",
+    "Split",
+    "StackContract",
+    "Target",
+]
 
 
 Mode = Literal["probe", "compute", "skip"]
@@ -35,6 +45,10 @@ class Split(BaseException):
     def __init__(self, lead: Any) -> None:
         super().__init__("samples disagree")
         self.lead = lead
+
+
+class Leave(BaseException):
+    """Leave the first block from inside when every sample skips it; as Split, no Exception."""
 
 
 @runtime_checkable
@@ -56,7 +70,8 @@ class Place:
     """Where a block stands: its stack, its index in it, and whether it is the last one.
 
     `is_watched` marks a block that runs in every pass, skipped or not; `units` counts the units of
-    work in it.
+    work in it. `is_lead` marks the watched block behind which the gate decides, `is_back` a watched
+    block behind all skipped ones.
     """
 
     stack: int
@@ -64,6 +79,8 @@ class Place:
     is_last: bool
     is_watched: bool = False
     units: int = 1
+    is_lead: bool = False
+    is_back: bool = False
 
 
 @dataclass
@@ -193,7 +210,9 @@ class Memory:
             value = value.reshape(len(rows), per_row, *value.shape[1:])
         self.histories[key].push(value, rows, time)
 
-    def guess(self, key: Hashable, rows: list[int], at: float) -> Shaped[Tensor, "n ..."]:
+    def guess(
+        self, key: Hashable, rows: list[int], at: float | list[float]
+    ) -> Shaped[Tensor, "n ..."]:
         """Forecast a stored tensor for some rows."""
         value = self.histories[key].forecast(self.forecaster, rows, at)
         return value.flatten(0, 1) if self.per_row[key] > 1 else value
@@ -231,6 +250,7 @@ class Pass:
     choices: list[Choice] = field(default_factory=list)
     trace: dict[Hashable, Any] = field(default_factory=dict)
     work: float = 0.0
+    at: list[float] | None = None
 
     def run(
         self, call_next: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -271,9 +291,14 @@ class Pass:
         """Say whether anything was ever stored under `key`."""
         return key in self.memory.histories
 
+    def age(self, key: Hashable) -> float:
+        """Return how many steps ago the unit was last computed, for the row that waits longest."""
+        history = self.memory.histories[key]
+        return self.step.index - min(history.times(row)[0] for row in self.rows)
+
     def guess(self, key: Hashable) -> Tensor:
         """Forecast what the unit would have computed."""
-        return self.memory.guess(key, self.rows, float(self.step.index))
+        return self.memory.guess(key, self.rows, self.at or float(self.step.index))
 
     def remember_shape(self, key: Hashable, output: Any) -> None:
         """Note the nesting and shapes of a unit's output, without holding it."""

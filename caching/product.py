@@ -24,6 +24,7 @@ from skipstep.caching.base import (
     Parts,
     Span,
     WarmupSteps,
+    decides_inside,
 )
 from skipstep.caching.forecasters.chebyshev import Chebyshev
 from skipstep.caching.forecasters.damped import Damped
@@ -34,12 +35,17 @@ from skipstep.caching.forecasters.hermite import Hermite
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.gates.adacache import AdaCacheGate
+from skipstep.caching.gates.dicache import DiCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.growing import GrowingGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
+from skipstep.caching.gates.seacache import SeaCacheGate
+from skipstep.caching.gates.teacache import TeaCacheGate
+from skipstep.caching.gates.window import WindowGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output, first_block_refusal
@@ -57,7 +63,17 @@ def _read(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 AnyGate = Annotated[
     Annotated[
-        IntervalGate | GrowingGate | FirstBlockGate | EasyCacheGate | MagCacheGate | ScheduleGate,
+        IntervalGate
+        | AdaCacheGate
+        | DiCacheGate
+        | EasyCacheGate
+        | FirstBlockGate
+        | GrowingGate
+        | MagCacheGate
+        | ScheduleGate
+        | SeaCacheGate
+        | TeaCacheGate
+        | WindowGate,
         Field(discriminator="type"),
     ],
     WrapValidator(_read),
@@ -109,7 +125,7 @@ class Cache(CachePlugin):
         ):
             if not isinstance(part, kind):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
-        if self.gate.looks_at == "first_block" and isinstance(self.span, Output):
+        if decides_inside(self.gate) and isinstance(self.span, Output):
             raise ValueError(first_block_refusal(self.gate))
 
     def parts(self) -> Parts:

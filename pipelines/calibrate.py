@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from skipstep.caching.magcache import MagCache, MagCacheCalibration
+from skipstep.caching.teacache import TeaCache, TeaCacheCalibration
 from skipstep.plugins.fingerprint import fingerprint
 from skipstep.plugins.verbs import plugin_report, plugins
 
-__all__ = ["calibrate_magcache"]
+__all__ = ["calibrate_magcache", "calibrate_teacache"]
 
 
 def calibrate_magcache(
@@ -30,16 +31,47 @@ def calibrate_magcache(
         seed: the pictures' seeds are seed, seed + 1, ...
         call: goes to the pipeline: num_inference_steps, guidance_scale, height, width, ...
     """
-    if not prompts:
-        raise ValueError("calibrate_magcache was given no prompts: give at least one")
     calibration = MagCacheCalibration()
+    steps = _run_all("calibrate_magcache", pipe, calibration, prompts, seed, call)
+    ratios = calibration.record.ratios(fingerprint(pipe, steps=steps))
+    if path is not None:
+        ratios.save(path)
+    return MagCache(ratios=ratios, threshold=threshold)
+
+
+def calibrate_teacache(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    path: str | Path | None = None,
+    seed: int = 0,
+    threshold: float = 0.2,
+    **call: Any,
+) -> TeaCache:
+    """Run the pipeline uncached on some prompts and return a TeaCache made for it.
+
+    Args:
+        prompts: the more different, the better the fit; users of the method report 50 and more.
+        path: where to save the curve as JSON; load it with `TeaCache(coefficients=path)`.
+        seed: the pictures' seeds are seed, seed + 1, ...
+        call: goes to the pipeline: num_inference_steps, guidance_scale, height, width, ...
+    """
+    calibration = TeaCacheCalibration()
+    steps = _run_all("calibrate_teacache", pipe, calibration, prompts, seed, call)
+    curve = calibration.record.curve(fingerprint(pipe, steps=steps))
+    if path is not None:
+        curve.save(path)
+    return TeaCache(coefficients=curve, threshold=threshold)
+
+
+def _run_all(
+    what: str, pipe: Any, calibration: Any, prompts: Sequence[str], seed: int, call: dict[str, Any]
+) -> int:
+    """Run every prompt with the calibration enabled; return the number of steps."""
+    if not prompts:
+        raise ValueError(f"{what} was given no prompts: give at least one")
     with plugins(pipe, calibration):
         for i, prompt in enumerate(prompts):
             pipe(prompt=prompt, generator=torch.Generator().manual_seed(seed + i), **call)
         report = plugin_report(pipe)
-    ratios = calibration.record.ratios(
-        fingerprint(pipe, steps=report.steps if report is not None else 0)
-    )
-    if path is not None:
-        ratios.save(path)
-    return MagCache(ratios=ratios, threshold=threshold)
+    return report.steps if report is not None else 0

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipstep.caching.base import CachePlugin, Choice, Seen, Step
+from skipstep.caching.base import CachePlugin, Choice, Seen, Step, decides_inside
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
 from skipstep.plugins.fingerprint import mismatches
 from skipstep.plugins.flops import Meter
+from skipstep.plugins.noise import noise_at
 from skipstep.plugins.profile import Denoiser, Profile
 from skipstep.plugins.report import Call, Report
 from skipstep.plugins.run import Run
@@ -70,6 +71,11 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             "output "
             "(enable_plugin('cache', span='output'))"
         )
+    if denoiser.has_compiled_blocks and parts.gate.looks_at == "modulated":
+        return (
+            f"{name} has compiled blocks, which inline the attention that gate "
+            f"{parts.gate.type!r} looks at: use 'fbcache' or 'easycache', or do not compile"
+        )
     if denoiser.has_compiled_blocks and isinstance(parts.span, Modules):
         return (
             f"{name} has compiled blocks, which inline the modules this cache would skip: use a "
@@ -105,7 +111,10 @@ class DenoiserCache:
         self.contract = Contract(stacks=stacks)
         self.full_work = self.parts.span.full_work(denoiser)
         places = self.parts.span.places(denoiser, self.parts.gate)
-        self.meter = Meter(is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks))
+        # The meter knows full and skipped calls; with intervals a skipped one may compute some.
+        is_mixed = isinstance(self.parts.span, Modules) and bool(self.parts.span.intervals)
+        is_compiled = denoiser.is_compiled or denoiser.has_compiled_blocks
+        self.meter = Meter(is_on=not (is_compiled or is_mixed))
         site.wrap(denoiser.module, self.root, ORDER)
         for module, place in places:
             site.wrap(module, functools.partial(self.inside, place), INSIDE)
@@ -215,7 +224,8 @@ class _DenoiserCall:
         self.args, self.kwargs = args, kwargs
         named = dict(zip(cache.parameters, args, strict=False)) | kwargs
         index, self.branch = run.enter(cache.denoiser.module, named)
-        self.step = Step(index, run.count)
+        noise = noise_at(run.pipe, index) if cache.parts.gate.needs_noise else None
+        self.step = Step(index, run.count, noise)
         tensors = tensors_in([args, kwargs])
         self.shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
         self.memory, self.is_reshaped = cache.memory(run, self.branch, main, self.shapes)
@@ -233,7 +243,7 @@ class _DenoiserCall:
         gate = self.cache.parts.gate
         output: Any = None
         lead: Any = None
-        if gate.looks_at == "first_block":
+        if decides_inside(gate):
             try:
                 output, pass_ = self._pass("probe", self.everyone)
                 self.choices = pass_.choices or self._settle(
@@ -328,6 +338,14 @@ class _DenoiserCall:
             self.work += pass_.work
             raise Split(lead)
         pass_.mode = "compute" if votes.pop() else "skip"
+        pass_.at = self._times(self.everyone)
+
+    def _times(self, rows: list[int]) -> list[float] | None:
+        """Return the time of each row's forecast, or None where all are for this step."""
+        own = [self.choices[row].at for row in rows]
+        if all(at is None for at in own):
+            return None
+        return [float(self.step.index) if at is None else at for at in own]
 
     def _group(self, mode: Any, rows: list[int], lead: Any) -> Any:
         """Run one pass for some rows of the batch; the output span needs no pass to skip."""
@@ -347,6 +365,7 @@ class _DenoiserCall:
             contract=cache.contract,
             decide=self._decide_inside,
             lead=lead,
+            at=self._times(rows) if mode == "skip" else None,
             watches_first_block=cache.parts.gate.looks_at == "first_block",
         )
         args, kwargs = self.args, self.kwargs
@@ -418,7 +437,7 @@ class _DenoiserCall:
 
     def _forecast_output(self, rows: list[int]) -> Any:
         """Return what the denoiser would have returned for `rows`."""
-        at = float(self.step.index)
+        at = self._times(rows) or float(self.step.index)
         base = self._delta_base(None, rows)
         first = self.memory.guess(("output", 0), rows, at)
         first = first if base is None else first + base

@@ -24,8 +24,11 @@ GROUP = "skipstep.plugins"
 
 BUILTIN: dict[str, str] = {
     "abcache": "skipstep.caching.abcache:ABCache",
+    "adacache": "skipstep.caching.adacache:AdaCache",
     "cache": "skipstep.caching.product:Cache",
+    "dbcache": "skipstep.caching.dbcache:DBCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",
+    "dicache": "skipstep.caching.dicache:DiCache",
     "easycache": "skipstep.caching.easycache:EasyCache",
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "foca": "skipstep.caching.foca:FoCa",
@@ -34,9 +37,13 @@ BUILTIN: dict[str, str] = {
     "hicache": "skipstep.caching.hicache:HiCache",
     "hicachepp": "skipstep.caching.hicachepp:HiCachePP",
     "magcache": "skipstep.caching.magcache:MagCache",
+    "pab": "skipstep.caching.pab:PAB",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "spectrum": "skipstep.caching.spectrum:Spectrum",
+    "seacache": "skipstep.caching.seacache:SeaCache",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
+    "teacache": "skipstep.caching.teacache:TeaCache",
+    "tgate": "skipstep.caching.tgate:TGate",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

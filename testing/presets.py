@@ -23,7 +23,10 @@ WARMUP_STEPS = 2
 SHORT: dict[str, Any] = {"warmup_steps": WARMUP_STEPS, "final_steps": 1}
 LIVELY: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2},
+    "adacache": {"codebook": ((5.0, 2),)},
+    "dbcache": {"back": 0},
     "deepcache": {"interval": 2},
+    "dicache": {},
     "easycache": {},
     "fbcache": {},
     "foca": {"interval": 2},
@@ -33,11 +36,18 @@ LIVELY: dict[str, dict[str, Any]] = {
     "hicachepp": {"interval": 2},
     "magcache": {"max_skips": 2},
     "spectrum": {"growth": 0.5},
+    "pab": {"start": 0.0, "stop": 1.0},
+    "seacache": {},
     "taylorseer": {"interval": 3},
+    "teacache": {},
+    "tgate": {},
 }
 NEVER: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 1},
+    "adacache": {"codebook": ((5.0, 1),)},
+    "dbcache": {"threshold": 0.0, "back": 0},
     "deepcache": {"interval": 1},
+    "dicache": {"threshold": 0.0},
     "easycache": {"threshold": 0.0},
     "fbcache": {"threshold": 0.0},
     "foca": {"interval": 1},
@@ -47,7 +57,11 @@ NEVER: dict[str, dict[str, Any]] = {
     "hicachepp": {"interval": 1},
     "magcache": {"threshold": 0.0},
     "spectrum": {"gap": 1, "growth": 0},
+    "pab": {"start": 0.5, "stop": 0.5},
+    "seacache": {"threshold": 0.0},
     "taylorseer": {"interval": 1},
+    "teacache": {"threshold": 0.0},
+    "tgate": {"gate_step": 1.0},
 }
 # How far above the median change of one step: a skip or two in a row, then a computed step.
 ABOVE_MEDIAN = 1.6
@@ -55,8 +69,16 @@ ABOVE_MEDIAN = 1.6
 PRESETS: tuple[str, ...] = tuple(LIVELY)
 """The caches that are named after their papers; "cache" is the product they are rows of."""
 
-ADAPTIVE: tuple[str, ...] = ("easycache", "fbcache", "magcache")
-"""The presets with a threshold; the others compute every n-th step."""
+ADAPTIVE: tuple[str, ...] = (
+    "dbcache",
+    "dicache",
+    "easycache",
+    "fbcache",
+    "magcache",
+    "seacache",
+    "teacache",
+)
+"""The presets with a threshold."""
 
 _VALUES: dict[tuple[str, str, str, int, int], list[list[float]]] = {}
 _RATIOS: dict[tuple[str, str, int], tuple[float, ...]] = {}

@@ -16,7 +16,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from skipstep.caching.base import Gate, Span
+from skipstep.caching.base import Gate, Span, front_of
 from skipstep.caching.passes import Pass, Place, Target
 from skipstep.caching.tree import map_tensors, tensors_in
 
@@ -35,6 +35,11 @@ class DeepFeatures(Span):
         """Return why this denoiser has no deep features, or None."""
         if target.kind != "unet":
             return f"{target.class_name} is not a UNet; use span 'residual' or 'output'"
+        if gate.looks_at == "modulated" or front_of(gate) > 1:
+            return (
+                f"gate {gate.type!r} needs a chain of transformer blocks, and "
+                f"{target.class_name} has none"
+            )
         if len(_inner_blocks(target)) < 2:
             return f"{target.class_name} has a single level, so it has no deep features"
         return None

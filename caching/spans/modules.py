@@ -5,6 +5,9 @@ On a skip each module's output is forecast before the block multiplies its gate 
 stream, so the modulation by the current timestep stays exact. Single-stream blocks (FLUX) end in
 one projection of attention and MLP together: that projection is what is cached, and the two in
 front of it hand on zeros that nothing reads.
+
+With `intervals` a kind is computed every so many steps even where the gate skips, each kind at its
+own rhythm (Pyramid Attention Broadcast).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,21 +18,26 @@ import pydantic
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from skipstep.caching.base import Gate, Span
+from skipstep.caching.base import Gate, Span, front_of
 from skipstep.caching.passes import Pass, Place, Target
 from skipstep.caching.tree import map_tensors, tensors_in
 
-__all__ = ["ModuleKind", "Modules"]
+__all__ = ["ModuleKind", "Modules", "kind_of"]
 
-ModuleKind = Literal["attention", "cross_attention", "feed_forward"]
+ModuleKind = Literal["attention", "temporal_attention", "cross_attention", "feed_forward"]
 
 
 @dataclass(frozen=True)
 class _Module:
-    """One module's place: its path, and whether its output is stored or only its shape."""
+    """One module's place: its path, and whether its output is stored or only its shape.
+
+    `clock` is the path of the module whose stored output tells when this one was last computed.
+    """
 
     path: str
     is_stored: bool
+    clock: str
+    interval: int | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -39,13 +47,27 @@ class Modules(Span):
     type: Annotated[Literal["modules"], Field(description="Tag of this span.")] = "modules"
     kinds: Annotated[
         tuple[ModuleKind, ...],
-        Field(min_length=1, max_length=3, description="Which modules are cached."),
-    ] = ("attention", "cross_attention", "feed_forward")
+        Field(min_length=1, max_length=4, description="Which modules are cached."),
+    ] = ("attention", "temporal_attention", "cross_attention", "feed_forward")
+    intervals: Annotated[
+        dict[ModuleKind, Annotated[int, Field(ge=1, le=100)]],
+        Field(description="Steps after which a kind is computed also where the gate skips."),
+    ] = Field(default_factory=dict)
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why this denoiser has no such modules, or None."""
         if gate.looks_at == "first_block" and target.kind != "dit":
             return f"gate {gate.type!r} needs a chain of blocks; {target.class_name} has none"
+        if gate.looks_at == "modulated" or front_of(gate) > 1:
+            return (
+                f"gate {gate.type!r} decides inside or behind several blocks; span 'modules' waits "
+                "for one block: use span 'residual'"
+            )
+        if self.intervals and gate.type != "window":
+            return (
+                f"intervals of module kinds go with gate 'window', which treats all samples alike; "
+                f"gate {gate.type!r} may not: use gate 'window' or leave intervals out"
+            )
         if not any(True for _ in self._modules(target)):
             return f"{target.class_name} has no {' or '.join(self.kinds)} modules in its blocks"
         return None
@@ -84,7 +106,14 @@ class Modules(Span):
         nth = pass_.trace.get(place.path, 0)
         pass_.trace[place.path] = nth + 1
         key = (place.path, nth)
-        if pass_.mode == "skip" and pass_.knows_shape(key):
+        clock = (place.clock, nth, 0)
+        is_due = (
+            place.interval is not None
+            and pass_.mode == "skip"
+            and pass_.has(clock)
+            and pass_.age(clock) >= place.interval
+        )
+        if pass_.mode == "skip" and pass_.knows_shape(key) and not is_due:
             if not place.is_stored:
                 return pass_.placeholder(key)
             position = iter(range(len(tensors_in(pass_.placeholder(key)))))
@@ -92,7 +121,7 @@ class Modules(Span):
                 pass_.placeholder(key), lambda _: pass_.guess((*key, next(position)))
             )
         output = pass_.run(call_next, args, kwargs)
-        if pass_.mode == "compute":
+        if pass_.mode == "compute" or is_due:
             pass_.remember_shape(key, output)
             for i, value in enumerate(tensors_in(output) if place.is_stored else []):
                 pass_.keep((*key, i), value)
@@ -139,12 +168,16 @@ class Modules(Span):
             children = dict(block.named_children())
             joins = _is_linear(children.get("proj_out")) and _is_linear(children.get("proj_mlp"))
             for name, child in children.items():
-                kind = _kind_of(name, child)
+                kind, path = kind_of(name, child), names[id(child)]
+                if kind == "attention" and ("temporal" in path or "motion_modules" in path):
+                    kind = "temporal_attention"
                 if joins and (name in ("proj_out", "proj_mlp") or kind):
                     if set(self.kinds) >= {"attention", "feed_forward"}:
-                        yield child, _Module(names[id(child)], name == "proj_out")
+                        clock = names[id(children["proj_out"])]
+                        every = self.intervals.get("attention")
+                        yield child, _Module(path, name == "proj_out", clock, every)
                 elif kind in self.kinds:
-                    yield child, _Module(names[id(child)], True)
+                    yield child, _Module(path, True, path, self.intervals.get(kind))
 
 
 def _blocks(target: Target) -> list[nn.Module]:
@@ -157,7 +190,7 @@ def _blocks(target: Target) -> list[nn.Module]:
         module
         for module in target.inner.modules()
         if {"attention", "feed_forward"}
-        <= {_kind_of(name, child) for name, child in module.named_children()}
+        <= {kind_of(name, child) for name, child in module.named_children()}
     ]
 
 
@@ -166,7 +199,8 @@ def _is_linear(module: nn.Module | None) -> bool:
     return isinstance(getattr(module, "base_layer", module), nn.Linear)
 
 
-def _kind_of(name: str, module: nn.Module) -> str | None:
+def kind_of(name: str, module: nn.Module) -> ModuleKind | None:
+    """Return what kind of module a block's child is, by its name and its class's, or None."""
     class_name = type(module).__name__.lower()
     if "norm" in class_name or not any(isinstance(m, nn.Linear) for m in module.modules()):
         return None

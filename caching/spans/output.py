@@ -12,7 +12,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 from torch import nn
 
-from skipstep.caching.base import Gate, Span
+from skipstep.caching.base import Gate, Span, decides_inside
 from skipstep.caching.passes import Pass, Target
 
 __all__ = ["Output", "first_block_refusal"]
@@ -29,7 +29,7 @@ class Output(Span):
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why the output cannot be cached under this gate, or None."""
-        return first_block_refusal(gate) if gate.looks_at == "first_block" else None
+        return first_block_refusal(gate) if decides_inside(gate) else None
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return no place inside the model."""
@@ -54,7 +54,7 @@ class Output(Span):
 def first_block_refusal(gate: Gate[Any]) -> str:
     """Say why a gate that looks at the first block cannot stand in front of the whole output."""
     return (
-        f"gate {gate.type!r} decides behind the first block, the output span skips that block too: "
+        f"gate {gate.type!r} decides in or behind the first block, which the output span skips: "
         "use span 'residual', or a gate that looks at the input ('easycache') or the step "
         "('interval')"
     )

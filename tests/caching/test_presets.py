@@ -6,8 +6,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from skipstep.caching.abcache import ABCache
+from skipstep.caching.adacache import AdaCache
 from skipstep.caching.base import CachePlugin, Step
+from skipstep.caching.dbcache import DBCache
 from skipstep.caching.deepcache import DeepCache
+from skipstep.caching.dicache import DiCache
 from skipstep.caching.easycache import EasyCache
 from skipstep.caching.fbcache import FBCache
 from skipstep.caching.foca import FoCa
@@ -22,22 +25,32 @@ from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.freqca import FreqCa
+from skipstep.caching.gates.adacache import AdaCacheGate
+from skipstep.caching.gates.dicache import DiCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.growing import GrowingGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.mag_calibration import MagCalibration
 from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
+from skipstep.caching.gates.seacache import SeaCacheGate
+from skipstep.caching.gates.tea_calibration import TeaCalibration
+from skipstep.caching.gates.teacache import TeaCacheGate
+from skipstep.caching.gates.window import WindowGate
 from skipstep.caching.hicache import HiCache
 from skipstep.caching.hicachepp import HiCachePP
 from skipstep.caching.magcache import MagCache, MagCacheCalibration
+from skipstep.caching.pab import PAB
 from skipstep.caching.product import Cache
+from skipstep.caching.seacache import SeaCache
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.spans.residual import Residual
 from skipstep.caching.spectrum import Spectrum
 from skipstep.caching.taylorseer import TaylorSeer
+from skipstep.caching.teacache import TeaCache, TeaCacheCalibration
+from skipstep.caching.tgate import TGate
 
 PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     FORA: (IntervalGate, Reuse, Modules),
@@ -54,6 +67,14 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
     MagCache: (MagCacheGate, Reuse, Residual),
+    AdaCache: (AdaCacheGate, Reuse, Residual),
+    DBCache: (FirstBlockGate, Reuse, Residual),
+    DiCache: (DiCacheGate, Taylor, Residual),
+    PAB: (WindowGate, Reuse, Modules),
+    TGate: (WindowGate, Reuse, Modules),
+    SeaCache: (SeaCacheGate, Taylor, Residual),
+    TeaCache: (TeaCacheGate, Reuse, Residual),
+    TeaCacheCalibration: (TeaCalibration, Reuse, Residual),
 }
 PRESETS = list(PARTS)
 RATIOS = MagnitudeRatios(ratios=(1.0, 1.1, 1.05))

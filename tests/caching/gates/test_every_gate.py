@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 from skipstep.caching.base import Choice, Gate, Seen, Step
+from skipstep.caching.gates.dicache import DiCacheGate
 from skipstep.caching.gates.easycache import EasyCacheGate
 from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
+from skipstep.caching.gates.seacache import SeaCacheGate
+from skipstep.caching.gates.teacache import TeaCacheGate
 
 torch.set_num_threads(1)
 
-ADAPTIVE = [FirstBlockGate(threshold=0.3), EasyCacheGate(threshold=0.3)]
+LEARNS = [FirstBlockGate(threshold=0.3), EasyCacheGate(threshold=0.3), DiCacheGate(threshold=0.3)]
+ADAPTIVE = [*LEARNS, TeaCacheGate(threshold=0.3), SeaCacheGate(threshold=0.3)]
+NOISE = (1.0, 0.0)
 RATIOS = MagnitudeRatios(ratios=(1.0, *[1 + 0.05 * (i % 4) for i in range(1, 24)]))
 EVERY = [
     *ADAPTIVE,
@@ -33,7 +38,7 @@ def play(gate: Gate[Any], signals: Tensor, outputs: Tensor) -> list[list[Choice]
     state = gate.init(rows)
     played = []
     for index in range(count):
-        step = Step(index, count)
+        step = Step(index, count, NOISE)
         signal = None if gate.looks_at == "step" else signals[index].clone()
         choices = gate.decide(state, step, signal)
         assert len(choices) == rows
@@ -85,12 +90,12 @@ def test_one_decision_is_monotone_in_the_threshold(gate: Gate[Any]) -> None:
             candidate = replace(gate, threshold=threshold)  # type: ignore[type-var]
             state = candidate.init(4)
             for index in range(cut):
-                candidate.decide(state, Step(index, 24), x[index])
+                candidate.decide(state, Step(index, 24, NOISE), x[index])
                 if index < 3:
                     candidate.observe(
                         state, Seen(Step(index, 24), [0, 1, 2, 3], x[index], v[index])
                     )
-            last = candidate.decide(state, Step(cut, 24), x[cut])
+            last = candidate.decide(state, Step(cut, 24, NOISE), x[cut])
             skipped = torch.tensor([not c.compute for c in last])
             assert (skipped | ~skipped_before).all()
             skipped_before = skipped
@@ -150,7 +155,7 @@ def test_every_comparison_reports_its_two_numbers(gate: Gate[Any]) -> None:
 
 @pytest.mark.parametrize("gate", ADAPTIVE, ids=lambda g: g.type)
 def test_before_there_is_history_a_row_computes(gate: Gate[Any]) -> None:
-    first = gate.decide(gate.init(2), Step(0, 5), torch.ones(2, 3))
+    first = gate.decide(gate.init(2), Step(0, 5, NOISE), torch.ones(2, 3))
     assert [(c.compute, c.why) for c in first] == [(True, "no history")] * 2
 
 
@@ -164,6 +169,10 @@ def test_half_precision_signals_decide_like_full_precision(gate: Gate[Any]) -> N
 def test_a_missing_signal_is_an_error(gate: Gate[Any]) -> None:
     with pytest.raises(ValueError, match="was given no signal"):
         gate.decide(gate.init(1), Step(0, 5), None)
+
+
+@pytest.mark.parametrize("gate", LEARNS, ids=lambda g: g.type)
+def test_what_is_learned_from_a_missing_signal_is_an_error(gate: Gate[Any]) -> None:
     with pytest.raises(ValueError, match="was shown no signal"):
         gate.observe(gate.init(1), Seen(Step(0, 5), [0], None, torch.ones(1, 3)))
 

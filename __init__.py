@@ -34,6 +34,7 @@ _LAZY = {
     "calibrate_magcache": "skipstep.pipelines.calibrate",
     "compare": "skipstep.pipelines.compare",
     "load_reference": "skipstep.pipelines.reference",
+    "plan_cache": "skipstep.pipelines.plan",
 }
 
 __all__ = ["__version__", "enable", *_LAZY]

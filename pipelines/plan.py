@@ -21,7 +21,8 @@ from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
 from skipstep.caching.schedule_plan import Objective, plan_schedule
 from skipstep.caching.trajectory import TrajectoryCalibration
-from skipstep.pipelines.compare import Progress, bare, prompt_parameter, silent
+from skipstep.pipelines.compare import bare, prompt_parameter, silent
+from skipstep.pipelines.progress import Progress
 from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.plugins.fingerprint import bound_call, fingerprint, of_the_call
 from skipstep.plugins.lifecycle import why_not

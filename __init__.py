@@ -15,6 +15,7 @@ from skipstep.plugins.verbs import install as _install
 
 if TYPE_CHECKING:
     from skipstep.pipelines.comparison import Comparison
+    from skipstep.pipelines.tuning import Tuning
     from skipstep.plugins.lifecycle import Handle
 
 __version__ = "0.1.0"
@@ -43,10 +44,12 @@ _LAZY = {
     "Scheduler": "skipstep.samplers.scheduler",
     "PluginError": "skipstep.plugins.errors",
     "Report": "skipstep.plugins.report",
+    "autotune": "skipstep.pipelines.autotune",
     "calibrate_magcache": "skipstep.pipelines.calibrate",
     "calibrate_teacache": "skipstep.pipelines.calibrate",
     "compare": "skipstep.pipelines.compare",
     "load_reference": "skipstep.pipelines.reference",
+    "plan_cache": "skipstep.pipelines.plan",
 }
 
 __all__ = ["__version__", "enable", *_LAZY]
@@ -66,6 +69,13 @@ def _compare(self: Any, prompts: Sequence[Any], arms: Any = None, **options: Any
     return compare(self, prompts, arms, **options)
 
 
+def _autotune(self: Any, prompts: Sequence[Any] | None = None, **options: Any) -> "Tuning":
+    """Find and enable the recipe that meets a target: `skipstep.autotune`."""
+    from skipstep.pipelines.autotune import autotune
+
+    return autotune(self, prompts, **options)
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
@@ -76,4 +86,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-_install(compare=_compare)
+_install(autotune=_autotune, compare=_compare)

@@ -259,6 +259,10 @@ class CachePlugin(ABC):
         """Return the fingerprint of what a calibrated cache was made for, or None."""
         return None
 
+    def refuses_others(self) -> bool:
+        """Tell whether a pipeline unlike `made_for` is refused; else the report says so."""
+        return False
+
     def why_not(self, profile: Any) -> str | None:
         """Return why this cache cannot serve a pipeline of that profile, or None when it can."""
         return None

@@ -134,3 +134,12 @@ class Cache(CachePlugin):
         if isinstance(gate, IntervalGate | GrowingGate) and gate.warmup_steps is None:
             gate = replace(gate, warmup_steps=self.warmup_steps)
         return Parts(gate=gate, forecaster=self.forecaster, span=self.span)
+
+    def made_for(self) -> dict[str, Any] | None:
+        """Return what the gate's schedule was planned for."""
+        schedule = self.gate.schedule if isinstance(self.gate, ScheduleGate) else None
+        return dict(schedule.fingerprint) if schedule and schedule.fingerprint else None
+
+    def refuses_others(self) -> bool:
+        """Tell whether the schedule's `on_mismatch` is "error"."""
+        return isinstance(self.gate, ScheduleGate) and self.gate.on_mismatch == "error"

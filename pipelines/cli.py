@@ -1,14 +1,12 @@
-"""The command line: `skipstep generate`, `compare`, `plugins`, `show`, `doctor`.
+"""The command line: `skipstep generate`, `compare`, `autotune`, `plugins`, `show`, `doctor`.
 
 Thin: each command reads its arguments, calls one function of the library and prints what it
 returns. A mistake of the user is one line on stderr and exit code 2; what is slow to import is
 imported late.
 """
 
-import contextlib
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,6 +195,7 @@ def compare(
     """Compare plugins with the uncached pipeline: same seeds, time, fidelity, a page to look at."""
     from skipstep.pipelines.compare import compare as compare_arms
     from skipstep.pipelines.generate import load_pipeline, size_arguments
+    from skipstep.pipelines.progress import progress_bar
 
     use_threads(threads, model)
     pipe = load_pipeline(model, device=device, dtype=dtype)
@@ -225,6 +224,67 @@ def compare(
     typer.echo(outcome.text(width))
     typer.echo(f"\nPictures and numbers: {page}")
     typer.echo(f"All pictures on one sheet: {output / 'sheet.png'}")
+
+
+@app.command()
+def autotune(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts to tune on; without any, the reference model's own."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what is found.")] = (
+        Path("out/autotune")
+    ),
+    target_speedup: Annotated[
+        float | None, typer.Option(help="At least so many times less work, 2.5 for example.")
+    ] = None,
+    max_feature_distance: Annotated[
+        float | None, typer.Option(help="At most this feature distance to the uncached pictures.")
+    ] = None,
+    min_psnr: Annotated[float | None, typer.Option(help="At least so many decibels.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Most arms to try.")] = 40,
+    budget_minutes: Annotated[float | None, typer.Option(help="Start no trial after it.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="SQLite file of all trials, to go on from; else in the folder."),
+    ] = None,
+    model: Model = None,
+    steps: Steps = 20,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    size: Size = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+) -> None:
+    """Find the recipe that meets a target and save it with its Pareto front."""
+    from skipstep.pipelines.autotune import autotune as tune
+    from skipstep.pipelines.generate import load_pipeline, size_arguments
+
+    use_threads(threads, model)
+    pipe = load_pipeline(model, device=device, dtype=dtype)
+    call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
+    if guidance is not None:
+        call["guidance_scale"] = guidance
+    output.mkdir(parents=True, exist_ok=True)
+    found = tune(
+        pipe,
+        prompts or None,
+        target_speedup=target_speedup,
+        max_feature_distance=max_feature_distance,
+        min_psnr=min_psnr,
+        steps=steps,
+        trials=trials,
+        budget_minutes=budget_minutes,
+        store=store or output / "trials.db",
+        seed=seed,
+        **call,
+    )
+    found.to_json(output / "autotune.json")
+    found.save_picture(output / "front.png")
+    found.save_recipe(output / "recipe.yaml")
+    typer.echo(str(found))
+    typer.echo(f"\nRecipe: {output / 'recipe.yaml'}\nFront: {output / 'front.png'}")
 
 
 @app.command()
@@ -305,24 +365,6 @@ def quiet(pipe: Any) -> Any:
     if not sys.stderr.isatty():
         pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Any]:
-    """Show how far a comparison is, on a terminal; say nothing in a log."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("warming up", total=None)
-
-        def tell(done: int, total: int, arm: str) -> None:
-            bar.update(task, completed=done, total=total, description=arm)
-
-        yield tell
 
 
 def main() -> None:

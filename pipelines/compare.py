@@ -30,6 +30,7 @@ from skipstep.pipelines.arms import BASELINE, Arm, read_arms
 from skipstep.pipelines.comparison import Comparison
 from skipstep.pipelines.metrics.fidelity import psnr
 from skipstep.pipelines.pictures import read_pictures, to_bytes
+from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.tally import (
     Batch,
     Taken,
@@ -44,8 +45,6 @@ from skipstep.plugins.errors import PluginError
 from skipstep.plugins.lifecycle import manager_of
 
 __all__ = ["Progress", "TextScore", "compare"]
-
-Progress = Callable[[int, int, str], None]
 
 LEARNING_STEPS = 2
 # What compare sets itself in the pipeline's call.

@@ -25,7 +25,8 @@ from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
-from skipstep.plugins.fingerprint import mismatches
+from skipstep.plugins.errors import Incompatible
+from skipstep.plugins.fingerprint import MODEL_ENTRIES, mismatches, of_the_call
 from skipstep.plugins.flops import Meter
 from skipstep.plugins.noise import noise_at
 from skipstep.plugins.profile import Denoiser, Profile
@@ -87,6 +88,8 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
 
 def attach(plugin: CachePlugin, site: Any) -> None:
     """Put the cache around every denoiser it can serve; the report says why not the others."""
+    if plugin.refuses_others():
+        site.on_begin(functools.partial(_refuse_others, plugin))
     for denoiser in site.profile.denoisers:
         reason = _why_not_one(plugin, denoiser)
         if reason is None:
@@ -94,6 +97,20 @@ def attach(plugin: CachePlugin, site: Any) -> None:
         else:
             note = f"{denoiser.name} is not cached: {reason}"
             site.on_report(lambda run, report, note=note: report.notes.append(note))
+
+
+def _refuse_others(plugin: CachePlugin, run: Run) -> None:
+    """Raise Incompatible before a run that a calibrated file was not made for.
+
+    The number of steps is not known yet, and is the gate's to refuse.
+    """
+    made_for = {k: v for k, v in (plugin.made_for() or {}).items() if k in MODEL_ENTRIES}
+    unlike = mismatches(made_for, run.pipe)
+    if unlike:
+        raise Incompatible(
+            f"{plugin.name}: the schedule was made for something else: {'; '.join(unlike)}. Plan "
+            "one for this pipeline (skipstep.plan_cache), or set the gate's on_mismatch='warn'"
+        )
 
 
 class DenoiserCache:
@@ -178,7 +195,7 @@ class DenoiserCache:
         report.notes += [note for note in self.contract.notes if note not in report.notes]
         made_for = self.plugin.made_for()
         if made_for is not None:
-            unlike = mismatches(made_for, run.pipe, steps=run.count)
+            unlike = mismatches(made_for, run.pipe, steps=run.count, **of_the_call(run.arguments))
             report.notes += [f"{self.plugin.name}: {each}" for each in unlike]
         if any(field.name == "threshold" for field in dataclasses.fields(self.plugin)):
             report.threshold_option = "threshold"

@@ -6,6 +6,7 @@ gigabytes; a fine-tune of the same architecture therefore passes.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +17,11 @@ import torch
 from skipstep.caching.artefact import differences
 from skipstep.plugins.profile import profile
 
-__all__ = ["fingerprint", "mismatches"]
+__all__ = ["MODEL_ENTRIES", "bound_call", "fingerprint", "mismatches", "of_the_call"]
 
-MUST_MATCH = ("denoisers", "scheduler", "adapters", "steps")
-"""Entries whose difference is worth a word; versions and sizes are recorded for the reader."""
+MODEL_ENTRIES = ("denoisers", "scheduler", "adapters")
+MUST_MATCH = (*MODEL_ENTRIES, "steps", "guidance", "size")
+"""Entries whose difference is worth a word; versions are recorded for the reader."""
 
 
 def fingerprint(pipe: Any, **of_the_run: Any) -> dict[str, Any]:
@@ -39,8 +41,35 @@ def fingerprint(pipe: Any, **of_the_run: Any) -> dict[str, Any]:
 
 def mismatches(made_for: Mapping[str, Any], pipe: Any, **of_the_run: Any) -> list[str]:
     """Say in words in what a calibrated file does not fit a pipeline, as far as the file knows."""
-    binding = {key: made_for[key] for key in MUST_MATCH if key in made_for}
-    return differences(binding, fingerprint(pipe, **of_the_run))
+    running = fingerprint(pipe, **of_the_run)
+    binding = {
+        key: made_for[key]
+        for key in MUST_MATCH
+        if key in made_for and (key in running or key == "steps")
+    }
+    return differences(binding, running)
+
+
+def of_the_call(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return guidance and size of a pipeline call, as far as its arguments say them.
+
+    >>> of_the_call({"guidance_scale": 3.0, "height": None, "width": 64, "prompt": "a cat"})
+    {'guidance': 3.0}
+    """
+    known: dict[str, Any] = {}
+    if isinstance(arguments.get("guidance_scale"), int | float):
+        known["guidance"] = float(arguments["guidance_scale"])
+    size = [arguments.get("height"), arguments.get("width")]
+    if None not in size:
+        known["size"] = size
+    return known
+
+
+def bound_call(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call with the pipeline's own defaults beside those given."""
+    parameters = inspect.signature(type(pipe).__call__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return defaults | dict(call)
 
 
 def _config_hash(component: Any) -> str:

@@ -29,6 +29,7 @@ OPTIONAL = {
     "gradio",
     "lpips",
     "matplotlib",
+    "optuna",
     "peft",
     "plyfile",
     "ray",

@@ -104,7 +104,7 @@ class ScheduleGate(Gate[ScheduleState]):
     ]
     on_mismatch: Annotated[
         Literal["error", "warn"],
-        Field(description="Another number of steps: refuse it, or warn and take nearest steps."),
+        Field(description="Another model, scheduler or number of steps: refuse it, or warn."),
     ] = "error"
 
     def init(self, rows: int) -> ScheduleState:

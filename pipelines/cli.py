@@ -1,4 +1,4 @@
-"""The command line: `skipstep generate`, `compare`, `autotune`, `plugins`, `show`, `doctor`.
+"""The command line: `skipstep generate`, `compare`, `autotune`, `plugins`, `convert`, `doctor`, ...
 
 Thin: each command reads its arguments, calls one function of the library and prints what it
 returns. A mistake of the user is one line on stderr and exit code 2; what is slow to import is
@@ -299,6 +299,27 @@ def plugins(
     from skipstep.pipelines.plugin_tables import option_table, plugin_table
 
     Console().print(plugin_table() if name is None else option_table(name))
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A cache-dit YAML file.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the recipe here.")
+    ] = None,
+) -> None:
+    """Turn a cache-dit configuration into a recipe; what has no counterpart is listed."""
+    from skipstep.pipelines.convert import convert as convert_file
+    from skipstep.plugins import recipe
+
+    converted = convert_file(file)
+    for sentence in converted.left_out:
+        typer.echo(f"not carried over: {sentence}", err=True)
+    if output is None:
+        typer.echo(recipe.text(converted.plugins), nl=False)
+    else:
+        recipe.save(output, converted.plugins)
+        typer.echo(f"wrote {output}")
 
 
 @app.command()

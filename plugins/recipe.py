@@ -24,7 +24,7 @@ from skipstep.plugins.options import build, show, to_dict
 from skipstep.plugins.plugin import Plugin
 from skipstep.plugins.spelling import did_you_mean
 
-__all__ = ["Recipe", "load", "read", "save"]
+__all__ = ["Recipe", "load", "read", "read_yaml", "save", "text"]
 
 VERSION = 1
 LARGEST_BYTES = 1_000_000
@@ -72,12 +72,17 @@ def save(
     Raises:
         PluginError: if one of the objects is not a plugin.
     """
+    Path(path).write_text(text(plugins, for_pipeline), encoding="utf-8")
+
+
+def text(plugins: Sequence[Plugin], for_pipeline: str | None = None) -> str:
+    """Return what `save` writes."""
     content: dict[str, Any] = {"version": VERSION}
     if for_pipeline is not None:
         content["for"] = for_pipeline
     content["plugins"] = [to_dict(plugin) for plugin in plugins]
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    written: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return written
 
 
 def load(path: str | os.PathLike[str]) -> list[Plugin]:

@@ -31,6 +31,7 @@ OPTIONAL = {
     "matplotlib",
     "peft",
     "plyfile",
+    "pyarrow",
     "ray",
     "resvg_py",
     "triton",

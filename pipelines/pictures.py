@@ -29,6 +29,7 @@ __all__ = [
     "save_png",
     "to_bytes",
     "to_image",
+    "to_png",
     "write_whole",
 ]
 
@@ -91,12 +92,19 @@ def data_uri(picture: NDArray[np.uint8], *, largest: int) -> str:
 
 def save_png(image: Image.Image, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Save a PNG in one go, with `metadata` as JSON in its text chunk `skipstep`."""
-    chunks = PngImagePlugin.PngInfo()
+    write_whole(path, to_png(image, metadata))
+
+
+def to_png(image: Image.Image, metadata: Mapping[str, Any] | None = None, **chunks: str) -> bytes:
+    """Return a PNG with `metadata` as JSON in its text chunk `skipstep`; `chunks` are others."""
+    texts = PngImagePlugin.PngInfo()
+    for name, text in chunks.items():
+        texts.add_itxt(name, text)
     if metadata is not None:
-        chunks.add_itxt("skipstep", json.dumps(metadata, ensure_ascii=False, allow_nan=False))
+        texts.add_itxt("skipstep", json.dumps(metadata, ensure_ascii=False, allow_nan=False))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=chunks)
-    write_whole(path, buffer.getvalue())
+    image.save(buffer, "PNG", pnginfo=texts)
+    return buffer.getvalue()
 
 
 def read_metadata(path: Path) -> str:

@@ -27,6 +27,7 @@ HEAVY = {
     "matplotlib",
     "pandas",
     "peft",
+    "pyarrow",
     "ray",
     "rich",
     "torchmetrics",

@@ -32,6 +32,7 @@ OPTIONAL = {
     "optuna",
     "peft",
     "plyfile",
+    "pyarrow",
     "ray",
     "resvg_py",
     "triton",

@@ -11,6 +11,8 @@ from skipstep.benchmarks.peers.arms import OURS, STEPS_ALONE
 from skipstep.benchmarks.peers.fronts import (
     GOAL_DECIBELS,
     GOAL_SPEED,
+    GRID,
+    LEAST_PAIRS,
     Fidelity,
     Point,
     compare_at,
@@ -151,7 +153,9 @@ def goal(own: list[Point], others: dict[str, list[Point]]) -> str:
     """Say at how many speeds from 1.5x to 4x the goal is met: 2 dB, or 1.25x the speed."""
     gaps = over_range(own, others, SPEEDS[0], SPEEDS[-1])
     met = [gap.gain >= GOAL_DECIBELS or (gap.speed_ratio or 0.0) >= GOAL_SPEED for gap in gaps]
+    few = any(gap.pairs < LEAST_PAIRS for gap in gaps)
     return (
-        f"goal ({GOAL_DECIBELS:g} dB, or {GOAL_SPEED:g}x the speed): met at {sum(met)} of "
-        f"{len(met)} speeds from {SPEEDS[0]:g}x to {SPEEDS[-1]:g}x"
+        f"goal ({GOAL_DECIBELS:g} dB, or {GOAL_SPEED:g}x the speed): met at {sum(met)} of {GRID} "
+        f"speeds from {SPEEDS[0]:g}x to {SPEEDS[-1]:g}x, {GRID - len(met)} cannot be compared"
+        + (", on too few prompts to judge" if few else "")
     )

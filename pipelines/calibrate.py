@@ -45,7 +45,7 @@ def calibrate_teacache(
     *,
     path: str | Path | None = None,
     seed: int = 0,
-    threshold: float = 0.2,
+    threshold: float = 0.1,
     **call: Any,
 ) -> TeaCache:
     """Run the pipeline uncached on some prompts and return a TeaCache made for it.

@@ -78,7 +78,7 @@ class DiCacheGate(Gate[DiCacheState]):
         """Add the probe's change to A and compare; two host synchronisations."""
         if signal is None:
             raise ValueError("the dicache gate was given no signal: pass the probe's residual")
-        previous, state.previous = state.previous, signal
+        previous, state.previous = state.previous, signal.detach().clone()
         if previous is None:
             return [Choice(True, "no history")] * len(state.total)
         changes: list[float] = relative_l1(signal, previous).tolist()

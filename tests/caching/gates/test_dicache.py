@@ -31,7 +31,7 @@ def test_the_probe_places_the_forecast_on_the_line_through_the_anchors() -> None
 
 def test_gamma_of_one_repeats_and_an_unmoved_probe_too() -> None:
     assert show(DiCacheGate(threshold=10, gamma_limit=1), [1.0, 2.0, 5.0], (0, 1))[2] == 1.0
-    assert show(DiCacheGate(threshold=10), [1.0, 1.0, 5.0], (0, 1))[2] == 1.5
+    assert show(DiCacheGate(threshold=10), [1.0, 1.0, 5.0], (0, 1))[2] == 1.0
     assert show(DiCacheGate(threshold=10), [1.0, 1.0, 1.0], (0, 1))[2] == 1.0
 
 

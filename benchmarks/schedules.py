@@ -44,7 +44,7 @@ def main() -> None:
     """Plan, try and print one row an arm."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 28, 50])
-    parser.add_argument("--shares", type=float, nargs="+", default=[1 / 3, 1 / 2, 2 / 3])
+    parser.add_argument("--shares", type=float, nargs="+", default=[1 / 2, 1 / 3, 2 / 3])
     parser.add_argument("--calibrate", type=int, default=8)
     parser.add_argument("--judge", type=int, default=16)
     parser.add_argument("--objectives", nargs="+", default=["squares"])

@@ -265,14 +265,13 @@ class Job:
     def trajectories(self, study: Any, progress: Progress | None) -> Trajectories:
         """Instrument the calibration prompts, or read what an earlier run of this study left."""
         kept = study.user_attrs.get("grams")
-        made_for = fingerprint(
-            self.pipe, steps=self.steps, **of_the_call(bound_call(self.pipe, self.call))
-        )
         if kept is not None:
             grams = {
                 name: torch.tensor(gram, dtype=torch.float64)[None] for name, gram in kept.items()
             }
-            return Trajectories(grams, next(iter(grams.values())).shape[-1], made_for)
+            counted = next(iter(grams.values())).shape[-1]
+            about = of_the_call(bound_call(self.pipe, self.call))
+            return Trajectories(grams, counted, fingerprint(self.pipe, steps=counted, **about))
         found = instrument(
             self.pipe,
             self.prompts,

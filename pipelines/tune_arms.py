@@ -95,10 +95,14 @@ class ArmSpace:
 
     def first(self, work: float | None) -> list[Params]:
         """Return arms to begin with: around the share `work` where a speed is asked for."""
-        shares = SHARES if work is None else (work, 0.85 * work, min(1.0, 1.15 * work))
-        counts = dict.fromkeys(
-            min(self.found.steps, max(FEWEST, int(share * self.found.steps))) for share in shares
+        whole = self.found.steps
+        # A skipped step is not free, so one step fewer than the share comes first.
+        wanted = (
+            [share * whole for share in SHARES]
+            if work is None
+            else [work * whole - 0.5, work * whole, 0.85 * work * whole, 1.15 * work * whole]
         )
+        counts = dict.fromkeys(min(whole, max(FEWEST, int(each))) for each in wanted)
         arms: list[Params] = []
         for count in counts:
             for forecaster in FIRST_FORECASTERS:

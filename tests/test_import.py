@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 VERBS = {
+    "autotune",
     "compare",
     "disable_plugin",
     "disable_plugins",

@@ -17,6 +17,8 @@ from skipstep.plugins.errors import PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
 
+pytest.importorskip("optuna")
+
 STEPS = 6
 PROMPTS = ["a red fox", "two birds", "city"]
 

@@ -115,6 +115,26 @@ def test_compare_takes_a_dozen_prompts_and_three_presets_by_default(
         build(*cli_spec(arm))
 
 
+def test_autotune_saves_recipe_front_and_numbers_and_prints_the_promise(
+    command: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    code, out, _ = command(
+        "autotune", "a cat", "a dog", "-o", str(tmp_path), *TINY, "--trials", "1",
+        "--target-speedup", "1.2",
+    )  # fmt: skip
+    assert code == 0 and re.search(r"^Best: ", out, re.MULTILINE) and "in wall time" in out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "autotune.json",
+        "front.png",
+        "recipe.yaml",
+        "trials.db",
+    }
+    assert recipe.load(tmp_path / "recipe.yaml")
+    code, _, error = command("autotune", "a cat", "a dog", "-o", str(tmp_path), *TINY)
+    assert code == 2 and "0 targets given: give one of target_speedup" in error
+
+
 def test_the_reference_model_gets_one_thread_and_others_torch_s_choice() -> None:
     before = torch.get_num_threads()
     try:

@@ -13,6 +13,8 @@ from skipstep.plugins.errors import PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
 
+pytest.importorskip("optuna")
+
 STEPS = 6
 
 

@@ -26,7 +26,7 @@ from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
 from skipstep.plugins.fingerprint import mismatches
-from skipstep.plugins.flops import Meter
+from skipstep.plugins.flops import Meter, known_counts
 from skipstep.plugins.profile import Denoiser, Profile
 from skipstep.plugins.report import Call, Report
 from skipstep.plugins.run import Run
@@ -105,7 +105,13 @@ class DenoiserCache:
         self.contract = Contract(stacks=stacks)
         self.full_work = self.parts.span.full_work(denoiser)
         places = self.parts.span.places(denoiser, self.parts.gate)
-        self.meter = Meter(is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks))
+        self.meter = Meter(
+            is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks),
+            known=known_counts(
+                denoiser.inner,
+                (repr(self.parts.span), self.parts.gate.looks_at, denoiser.module_count),
+            ),
+        )
         site.wrap(denoiser.module, self.root, ORDER)
         for module, place in places:
             site.wrap(module, functools.partial(self.inside, place), INSIDE)
@@ -117,8 +123,10 @@ class DenoiserCache:
         pass_ = run.state.get((self, "pass")) if run is not None else None
         if pass_ is None or (self.contract.broken and pass_.mode != "skip"):
             return call_next(*args, **kwargs)
-        visit = functools.partial(self.parts.span.visit, place, pass_, call_next, args, kwargs)
-        return visit() if getattr(place, "is_watched", False) else self.meter.skippable(visit)
+        visit = self.parts.span.visit
+        if not self.meter.is_counting or getattr(place, "is_watched", False):
+            return visit(place, pass_, call_next, args, kwargs)
+        return self.meter.skippable(visit, place, pass_, call_next, args, kwargs)
 
     def root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Serve a call of the denoiser."""

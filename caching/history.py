@@ -74,6 +74,7 @@ class History:
         self.rows = rows
         self.anchors = anchors
         self.clone = clone
+        self._everyone = list(range(rows))
         self._slots: list[_Slot | None] = [None] * anchors
         # Per row: slot numbers and their times, newest first.
         self._order: list[list[int]] = [[] for _ in range(rows)]
@@ -86,6 +87,8 @@ class History:
         held, and for a time the row already has (two anchors at one time have no slope).
         """
         rows = list(rows)
+        if rows == self._everyone and self._push_whole(values, float(time)):
+            return
         if len(set(rows)) != len(rows) or any(not 0 <= row < self.rows for row in rows):
             raise ValueError(
                 f"History.push was given rows {rows}: "
@@ -234,6 +237,40 @@ class History:
                 "check ready() first"
             )
         return tuple(self._times[row])
+
+    def _push_whole(self, values: Tensor, time: float) -> bool:
+        """Store all rows at once while they agree on their slots; say whether that was possible.
+
+        What is refused, copied or owned by single rows takes the general way.
+        """
+        order, times = self._order[0], self._times[0]
+        held = self._slots[order[0]] if order else None
+        if (
+            self.clone
+            or time in times
+            or values.ndim == 0
+            or values.shape[0] != self.rows
+            or values.is_inference()
+            or self._order.count(order) < self.rows
+            or self._times.count(times) < self.rows
+            or (
+                held is not None
+                and (
+                    held.values.shape[1:] != values.shape[1:]
+                    or held.values.dtype != values.dtype
+                    or held.values.device != values.device
+                )
+            )
+        ):
+            return False
+        target = order[-1] if len(order) == self.anchors else len(order)
+        kept = values.detach()
+        self._slots[target] = _Slot(kept, owned=False, version=kept._version)
+        new_order = [target, *order][: self.anchors]
+        new_times = [time, *times][: self.anchors]
+        self._order = [new_order.copy() for _ in self._everyone]
+        self._times = [new_times.copy() for _ in self._everyone]
+        return True
 
     def _filled(self, number: int) -> _Slot:
         slot = self._slots[number]

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipstep.caching.base import CachePlugin, Choice, Seen, Step, decides_inside
+from skipstep.caching.base import CachePlugin, Choice, Seen, Step, decides_inside, front_of
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
 from skipstep.plugins.errors import Incompatible
 from skipstep.plugins.fingerprint import MODEL_ENTRIES, mismatches, of_the_call
-from skipstep.plugins.flops import Meter
+from skipstep.plugins.flops import Meter, known_counts
 from skipstep.plugins.noise import noise_at
 from skipstep.plugins.profile import Denoiser, Profile
 from skipstep.plugins.report import Call, Report
@@ -131,7 +131,11 @@ class DenoiserCache:
         # The meter knows full and skipped calls; with intervals a skipped one may compute some.
         is_mixed = isinstance(self.parts.span, Modules) and bool(self.parts.span.intervals)
         is_compiled = denoiser.is_compiled or denoiser.has_compiled_blocks
-        self.meter = Meter(is_on=not (is_compiled or is_mixed))
+        gate = self.parts.gate
+        counted = repr(self.parts.span), gate.looks_at, front_of(gate), denoiser.module_count
+        self.meter = Meter(
+            is_on=not (is_compiled or is_mixed), known=known_counts(denoiser.inner, counted)
+        )
         site.wrap(denoiser.module, self.root, ORDER)
         for module, place in places:
             site.wrap(module, functools.partial(self.inside, place), INSIDE)
@@ -143,8 +147,10 @@ class DenoiserCache:
         pass_ = run.state.get((self, "pass")) if run is not None else None
         if pass_ is None or (self.contract.broken and pass_.mode != "skip"):
             return call_next(*args, **kwargs)
-        visit = functools.partial(self.parts.span.visit, place, pass_, call_next, args, kwargs)
-        return visit() if getattr(place, "is_watched", False) else self.meter.skippable(visit)
+        visit = self.parts.span.visit
+        if not self.meter.is_counting or getattr(place, "is_watched", False):
+            return visit(place, pass_, call_next, args, kwargs)
+        return self.meter.skippable(visit, place, pass_, call_next, args, kwargs)
 
     def root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Serve a call of the denoiser."""

@@ -6,13 +6,29 @@ operations from the counter: there nothing is counted and the report says None.
 """
 
 import contextlib
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-__all__ = ["Meter"]
+__all__ = ["Counts", "Meter", "known_counts"]
+
+Counts = dict[Hashable, tuple[float, float]]
+"""Shapes -> FLOPs of a full call and of a skipped one."""
+
+_COUNTS: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Counts]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def known_counts(denoiser: nn.Module, skipped: Hashable) -> Counts:
+    """Return what was counted before on this denoiser where `skipped` was the part to skip, so that
+    a reconfigured or second plugin does not count again.
+    """
+    return _COUNTS.setdefault(denoiser, {}).setdefault(skipped, {})
 
 
 def _sdpa_cpu(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
@@ -41,11 +57,12 @@ class Meter:
 
     Args:
         is_on: False where the counter cannot see (compiled code).
+        known: earlier counts, to which new ones are added.
     """
 
-    def __init__(self, *, is_on: bool) -> None:
+    def __init__(self, *, is_on: bool, known: Counts) -> None:
         self.is_on = is_on
-        self.known: dict[Hashable, tuple[float, float]] = {}
+        self.known = known
         self._counter: FlopCounterMode | None = None
         self._skippable = 0.0
 
@@ -65,6 +82,11 @@ class Meter:
             self.known[shapes] = full, full - self._skippable
         finally:
             self._counter = None
+
+    @property
+    def is_counting(self) -> bool:
+        """Say whether the call that is running is being counted."""
+        return self._counter is not None
 
     def skippable(self, call: Callable[..., Any], *args: Any) -> Any:
         """Make a call and note its FLOPs as what a skip saves."""

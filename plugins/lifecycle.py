@@ -259,7 +259,6 @@ class Manager:
                     return function(pipe, *args, **kwargs)
                 finally:
                     report.steps, report.seconds = run.finished, time.perf_counter() - started
-                    run.seconds = report.seconds
                     for site in sites:
                         site.report(run, report)
         except BaseException as error:

@@ -32,7 +32,6 @@ class Run:
         self.arguments = arguments
         self.state: dict[Any, Any] = {}
         self.step = 0
-        self.seconds = 0.0
         self._is_tapped = False
         self._has_stepped = False
         self._calls: dict[int, int] = {}

@@ -67,7 +67,8 @@ def load_model(kind: type[Model], name: str, dtype: torch.dtype) -> Model:
         state = load_file(path)
     model = kind.from_config(config)
     model.load_state_dict({key: value.float() for key, value in state.items()})
-    return cast(Model, model.to(dtype).eval())
+    # diffusers' own `to` warns of modules kept in float32 even where a model names none.
+    return cast(Model, torch.nn.Module.to(model, dtype).eval())
 
 
 def load_reference(dtype: torch.dtype = torch.float32) -> ReferencePipeline:

@@ -1,6 +1,7 @@
 """The shipped reference model: loads offline, obeys the background, survives a round trip."""
 
 import json
+import logging
 import socket
 from collections import Counter
 from importlib import resources
@@ -55,6 +56,22 @@ def test_loads_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert len(load_reference().tokenizer) == load_reference().text_encoder.config.vocab_size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_logs_nothing(dtype: torch.dtype) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "skipstep")]
+    for each in loggers:
+        each.addHandler(handler)
+    try:
+        load_reference(dtype)
+    finally:
+        for each in loggers:
+            each.removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
 
 
 def test_a_prompt_alone_gives_a_128_pixel_picture(pipeline: ReferencePipeline) -> None:

@@ -36,6 +36,7 @@ __all__ = ["EXCLUSIVE", "ORDER", "attach", "why_not"]
 ORDER = 20
 EXCLUSIVE = True
 INSIDE = 30
+WHOLE = "whole denoiser"
 
 
 def why_not(plugin: CachePlugin, found: Profile) -> str | None:
@@ -118,7 +119,7 @@ class DenoiserCache:
         if pass_ is None or (self.contract.broken and pass_.mode != "skip"):
             return call_next(*args, **kwargs)
         visit = functools.partial(self.parts.span.visit, place, pass_, call_next, args, kwargs)
-        return visit() if getattr(place, "is_watched", False) else self.meter.skippable(visit)
+        return self.meter.unit(place, visit)
 
     def root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Serve a call of the denoiser."""
@@ -218,11 +219,13 @@ class _DenoiserCall:
         tensors = tensors_in([args, kwargs])
         self.shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
         self.memory, self.is_reshaped = cache.memory(run, self.branch, rows_of(main), self.shapes)
+        self.memory.enter(cache.parts.span.era(self.step))
         self._version: int | None = None
         self.x = self._input()
         self.everyone = list(range(self.memory.rows))
         self.choices: list[Choice] = []
         self.work = 0.0
+        self.spared: dict[Hashable, float] = {}
         self._is_stale: bool | None = None
         self.signal: Tensor | None = None
         self.feature: Tensor | None = None
@@ -266,8 +269,8 @@ class _DenoiserCall:
 
     def record(self, seconds: float) -> Call:
         """Return this call's line of the report."""
-        computed = sum(choice.compute for choice in self.choices)
-        flops = self.cache.meter.cost(self.shapes, computed / len(self.everyone))
+        spared = {place: n / len(self.everyone) for place, n in self.spared.items()}
+        flops = self.cache.meter.cost(self.shapes, spared)
         return Call(
             step=self.step.index,
             denoiser=self.cache.denoiser.name,
@@ -324,13 +327,14 @@ class _DenoiserCall:
         )
         votes = {choice.compute for choice in self.choices}
         if len(votes) > 1:
-            self.work += pass_.work
+            self._count(pass_)
             raise Split(lead)
         pass_.mode = "compute" if votes.pop() else "skip"
 
     def _group(self, mode: Any, rows: list[int], lead: Any) -> Any:
         """Run one pass for some rows of the batch; the output span needs no pass to skip."""
         if mode == "skip" and isinstance(self.cache.parts.span, Output):
+            self.spared[WHOLE] = float(len(rows))
             return self._forecast_output(rows)
         if lead is not None:
             lead = select_rows(lead, rows, len(self.everyone), lists_are_rows=False)
@@ -361,20 +365,24 @@ class _DenoiserCall:
         try:
             # The first pass of a shape is whole: no sample has anything to skip with yet.
             with cache.meter.watch(self.shapes):
-                output = self.call_next(*args, **kwargs)
-                if isinstance(cache.parts.span, Output):
-                    cache.meter.skip_all()
+                output = cache.meter.unit(WHOLE, functools.partial(self.call_next, *args, **kwargs))
         finally:
             state.pop((cache, "pass"), None)
         if isinstance(cache.parts.span, Output):
             self._keep_output(pass_, output)
-        self.work += pass_.work
+        self._count(pass_)
         if pass_.mode != "skip":
             if self.signal is None:
                 self.signal = pass_.signal
             if pass_.feature is not None:
                 self.feature = pass_.feature
         return output, pass_
+
+    def _count(self, pass_: Pass) -> None:
+        """Add up what a pass ran and what it spared, times rows."""
+        self.work += pass_.work
+        for place, n in pass_.spared.items():
+            self.spared[place] = self.spared.get(place, 0.0) + n * len(pass_.rows)
 
     def _keep_output(self, pass_: Pass, output: Any) -> None:
         """Store the tensors a denoiser returned; the first one is what becomes the picture."""

@@ -26,6 +26,7 @@ BUILTIN: dict[str, str] = {
     "abcache": "skipstep.caching.abcache:ABCache",
     "cache": "skipstep.caching.product:Cache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",
+    "deltadit": "skipstep.caching.deltadit:DeltaDiT",
     "easycache": "skipstep.caching.easycache:EasyCache",
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "fora": "skipstep.caching.fora:FORA",

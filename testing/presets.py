@@ -24,6 +24,7 @@ SHORT: dict[str, Any] = {"warmup_steps": WARMUP_STEPS, "final_steps": 1}
 LIVELY: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2},
     "deepcache": {"interval": 2},
+    "deltadit": {"interval": 2, "kept_blocks": 1},
     "easycache": {},
     "fbcache": {},
     "fora": {"interval": 2},
@@ -33,6 +34,7 @@ LIVELY: dict[str, dict[str, Any]] = {
 NEVER: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 1},
     "deepcache": {"interval": 1},
+    "deltadit": {"interval": 1, "kept_blocks": 1},
     "easycache": {"threshold": 0.0},
     "fbcache": {"threshold": 0.0},
     "fora": {"interval": 1},

@@ -20,11 +20,12 @@ from skipstep.testing.conformance import (
 )
 from skipstep.testing.presets import PRESETS
 
-UNET_REFUSES = {"fbcache", "magcache"}
+UNET_REFUSES = {"deltadit", "fbcache", "magcache"}
 # Chosen so that each preset skips in runs of six steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2, "warmup_steps": 2},
     "deepcache": {"interval": 2},
+    "deltadit": {"interval": 2, "kept_blocks": 1},
     "easycache": {"threshold": 0.5, "warmup_steps": 2},
     "fbcache": {"threshold": 0.5, "warmup_steps": 2},
     "fora": {"interval": 2},

@@ -85,6 +85,7 @@ class Modules(Span):
         pass_.trace[place.path] = nth + 1
         key = (place.path, nth)
         if pass_.mode == "skip" and pass_.knows_shape(key):
+            pass_.spare(place)
             if not place.is_stored:
                 return pass_.placeholder(key)
             position = iter(range(len(tensors_in(pass_.placeholder(key)))))

@@ -1,12 +1,18 @@
-"""The residual of a stack of blocks: what all its blocks together add to the stream.
+"""The residual of a range of blocks: what its blocks together add to the stream.
 
     skip:  h_out = h_in + forecast(Delta),   Delta = h_out - h_in - (what the model added between
     the blocks)
 
-for every stack of the model and every stream a stack carries (text and image). With a gate that
-looks at the first block, that block always runs and Delta starts behind it (First Block Cache).
+for every stack of the model and every stream a stack carries (text and image). The first
+`first_blocks` and the last `last_blocks` of the model always run and Delta is that of the blocks
+between them (First Block Cache and DBCache: Fn and Bn). With a gate that looks at the first block,
+at least that one always runs, and what the gate sees is the residual of all the first ones.
 ControlNet adds its residuals between the blocks: they are left out of Delta on the way in and added
 fresh on the way out.
+
+With `swap_at` the two counts change places at that share of the run (Delta-DiT): the early steps
+skip the rear blocks, the late ones the front blocks. The first step behind the boundary is
+computed, because nothing is known of the new range yet, and the old one is forgotten.
 
 No model is known by name. Which output of a block is which input of the next is learned from tensor
 identity in the first full pass; a model whose blocks are not such a chain is computed in full and
@@ -21,18 +27,41 @@ import pydantic
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from skipstep.caching.base import Gate, Span
-from skipstep.caching.passes import Pass, Place, StackContract, Target
+from skipstep.caching.base import Gate, Span, Step
+from skipstep.caching.passes import Pass, StackContract, Target
 
 __all__ = ["Residual"]
 
 
+@dataclass(frozen=True)
+class _Range:
+    """Which blocks of one stack are skipped, from `start` to before `stop`, and how many of the
+    model's first blocks lead up to the gate's decision (0: the gate does not look inside).
+    """
+
+    start: int
+    stop: int
+    lead: int
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where a block stands, and its stack's ranges before and behind the boundary."""
+
+    stack: int
+    index: int
+    ranges: tuple[_Range, _Range]
+
+
 @dataclass
 class _Trace:
-    """What one pass has seen of one stack so far."""
+    """What one pass has seen of one stack so far: the streams into it, into its range and out of
+    that, the last block's outputs, and what was added in between.
+    """
 
+    entered: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
-    first: tuple[Any, ...] = ()
+    ends: tuple[Any, ...] = ()
     previous: tuple[Any, ...] = ()
     added: dict[int, Tensor] = field(default_factory=dict)
 
@@ -42,23 +71,50 @@ class Residual(Span):
     """Skip the blocks of a transformer and add what they added before."""
 
     type: Annotated[Literal["residual"], Field(description="Tag of this span.")] = "residual"
+    first_blocks: Annotated[
+        int, Field(ge=0, description="Fn: blocks at the front that always run.")
+    ] = 0
+    last_blocks: Annotated[
+        int, Field(ge=0, description="Bn: blocks at the rear that always run.")
+    ] = 0
+    swap_at: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            allow_inf_nan=False,
+            description="Share of the run from which first_blocks and last_blocks change places.",
+        ),
+    ] = None
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why this denoiser has no residual to cache, or None."""
-        if target.kind == "dit":
-            return None
         if target.kind == "unet":
             return (
                 f"{target.class_name} is a UNet and has no chain of equal blocks; "
                 "its span is 'deep_features' (plugin 'deepcache')"
             )
-        return f"{target.class_name} has no list of two or more equal blocks"
+        if target.kind != "dit":
+            return f"{target.class_name} has no list of two or more equal blocks"
+        blocks = sum(len(stack) for stack in target.stacks)
+        if self.first_blocks + self.last_blocks >= blocks:
+            return (
+                f"first_blocks={self.first_blocks} and last_blocks={self.last_blocks} leave "
+                f"nothing to skip: {target.class_name} has {blocks} blocks"
+            )
+        lead, first = max(self._leads(gate)), len(target.stacks[0])
+        if lead >= first:
+            return (
+                f"gate {gate.type!r} decides behind {lead} blocks, which must be fewer than the "
+                f"{first} of {target.class_name}'s first list of blocks"
+            )
+        return None
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return every block with its place."""
-        watches = gate.looks_at == "first_block"
+        ranges = self._ranges(target, gate)
         return [
-            (block, Place(s, j, j == len(stack) - 1, is_watched=watches and s == j == 0))
+            (block, _Block(s, j, ranges[s]))
             for s, stack in enumerate(target.stacks)
             for j, block in enumerate(stack)
         ]
@@ -67,9 +123,15 @@ class Residual(Span):
         """Count the blocks of an uncached call."""
         return float(sum(len(stack) for stack in target.stacks))
 
+    def era(self, step: Step) -> int:
+        """Return 0 before the boundary and 1 from there on, where another range is skipped."""
+        return int(
+            self.swap_at is not None and step.count > 0 and step.index >= self.swap_at * step.count
+        )
+
     def visit(
         self,
-        place: Place,
+        place: _Block,
         pass_: Pass,
         call_next: Callable[..., Any],
         args: tuple[Any, ...],
@@ -78,42 +140,98 @@ class Residual(Span):
         """Run or replay one block."""
         known = pass_.contract.stacks[place.stack]
         named = known.bind(args, kwargs)
-        is_lead = place.is_watched
-        if pass_.mode == "skip" and not is_lead and known.carry:
-            return _replay(place, pass_, known, named)
-        output = (
-            pass_.lead if is_lead and pass_.lead is not None else pass_.run(call_next, args, kwargs)
-        )
+        span = place.ranges[self.era(pass_.step)]
+        if pass_.mode == "skip" and span.start <= place.index < span.stop and known.carry:
+            pass_.spare(place)
+            return _replay(place, span, pass_, known, named)
+        is_lead = place.stack == 0 and place.index == span.lead - 1
+        if pass_.lead is not None and place.stack == 0 and place.index < span.lead:
+            output = pass_.lead if is_lead else _hand_on(known, named)
+        else:
+            output = pass_.run(call_next, args, kwargs)
         if pass_.mode == "skip":
             return output
         outputs = known.as_tuple(output)
         trace = pass_.trace.setdefault(place.stack, _Trace())
         if place.index == 0:
-            trace.inputs, trace.first = named, outputs
-        else:
-            if place.index == 1:
-                known.learn(trace.previous, named)
+            trace.entered = named
+        elif place.index == 1:
+            _learn(pass_, known, trace, named, is_watched=place.stack == 0 and span.lead == 1)
+        if place.index == span.start:
+            trace.inputs = named
+        elif span.start < place.index < span.stop:
             _note_additions(trace, known, named)
         trace.previous = outputs
+        if place.index == span.stop - 1:
+            trace.ends = outputs
         if is_lead and pass_.mode == "probe":
-            mode = pass_.decide_on(known.main_change(named, outputs), output)
+            mode = pass_.decide_on(known.main_change(trace.entered, outputs), output)
             if mode == "skip":
                 return output
-        if place.is_last:
+        # The carry is not known before the second block.
+        if span.start < span.stop and place.index == max(span.stop - 1, 1):
             _finish(place, pass_, known, trace)
         return output
 
+    def _leads(self, gate: Gate[Any]) -> tuple[int, int]:
+        """Return how many blocks run before the gate decides, before and behind the boundary."""
+        if gate.looks_at != "first_block":
+            return 0, 0
+        late = self.first_blocks if self.swap_at is None else self.last_blocks
+        return max(self.first_blocks, 1), max(late, 1)
 
-def _replay(place: Place, pass_: Pass, known: StackContract, named: dict[str, Any]) -> Any:
-    """Hand the streams through; the last block adds the forecast residual."""
+    def _ranges(self, target: Target, gate: Gate[Any]) -> list[tuple[_Range, _Range]]:
+        """Return each stack's range before and behind the boundary."""
+        total = sum(len(stack) for stack in target.stacks)
+        counts = (self.first_blocks, self.last_blocks)
+        found, before = [], 0
+        for stack in target.stacks:
+            pair = []
+            for lead, (front, rear) in zip(self._leads(gate), (counts, counts[::-1]), strict=True):
+                start = min(max(front, lead) - before, len(stack))
+                stop = min(total - rear - before, len(stack))
+                pair.append(_Range(max(start, 0), max(stop, 0), lead))
+            found.append((pair[0], pair[1]))
+            before += len(stack)
+        return found
+
+
+def _replay(
+    place: _Block, span: _Range, pass_: Pass, known: StackContract, named: dict[str, Any]
+) -> Any:
+    """Hand the streams through; the range's last block adds the forecast residual."""
+    if place.index < span.stop - 1:
+        return _hand_on(known, named)
     outputs: list[Any] = [None] * (max(known.carry) + 1)
     for i, name in known.carry.items():
         key = ("stack", place.stack, i)
-        if not place.is_last:
-            outputs[i] = named[name]
-        elif pass_.has(key):
+        if pass_.has(key):
             outputs[i] = named[name] + pass_.guess(key)
     return known.as_output(outputs)
+
+
+def _hand_on(known: StackContract, named: dict[str, Any]) -> Any:
+    """Return a block's inputs as its outputs."""
+    outputs: list[Any] = [None] * (max(known.carry) + 1)
+    for i, name in known.carry.items():
+        outputs[i] = named[name]
+    return known.as_output(outputs)
+
+
+def _learn(
+    pass_: Pass, known: StackContract, trace: _Trace, named: dict[str, Any], *, is_watched: bool
+) -> None:
+    """Learn from the second block's inputs what the first one handed on, and with it the signal
+    that a gate could not be shown there.
+    """
+    known.learn(trace.previous, named)
+    if not known.carry:
+        pass_.give_up(
+            f"the outputs of {known.block} are not the inputs of the next block, so nothing can "
+            "stand in for it"
+        )
+    elif is_watched and pass_.lead is None and pass_.signal is None:
+        pass_.signal = known.main_change(trace.entered, trace.previous)
 
 
 def _note_additions(trace: _Trace, known: StackContract, named: dict[str, Any]) -> None:
@@ -125,25 +243,16 @@ def _note_additions(trace: _Trace, known: StackContract, named: dict[str, Any]) 
             trace.added[i] = trace.added[i] + extra if i in trace.added else extra
 
 
-def _finish(place: Place, pass_: Pass, known: StackContract, trace: _Trace) -> None:
-    """Store the residual of every stream, once the last block has run."""
-    if not known.carry:
-        pass_.give_up(
-            f"the outputs of {known.block} are not the inputs of the next block, so nothing can "
-            "stand in for it"
-        )
-        return
-    behind_lead = place.stack == 0 and pass_.watches_first_block
+def _finish(place: _Block, pass_: Pass, known: StackContract, trace: _Trace) -> None:
+    """Store the residual of every stream, once the range's last block has run."""
     for i, name in known.carry.items():
-        end = trace.previous[i] if i < len(trace.previous) else None
+        end = trace.ends[i] if i < len(trace.ends) else None
         if not isinstance(end, Tensor):
             continue
-        delta = end - (trace.first[i] if behind_lead else trace.inputs[name])
+        delta = end - trace.inputs[name]
         if i in trace.added:
             delta = delta - trace.added[i]
         pass_.keep(("stack", place.stack, i), delta)
-        if place.stack == 0 and i == known.main()[0]:
+        if pass_.feature is None and i == known.main()[0]:
             pass_.feature = delta
-    if behind_lead and pass_.signal is None:
-        pass_.signal = known.main_change(trace.inputs, trace.first)
-    del pass_.trace[place.stack]
+    trace.inputs, trace.entered, trace.ends = {}, {}, ()

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from skipstep.caching.abcache import ABCache
 from skipstep.caching.base import CachePlugin, Step
 from skipstep.caching.deepcache import DeepCache
+from skipstep.caching.deltadit import DeltaDiT
 from skipstep.caching.easycache import EasyCache
 from skipstep.caching.fbcache import FBCache
 from skipstep.caching.fora import FORA
@@ -34,6 +35,7 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     TaylorSeer: (IntervalGate, Taylor, Modules),
     ABCache: (IntervalGate, Lagrange, Output),
     DeepCache: (IntervalGate, Reuse, DeepFeatures),
+    DeltaDiT: (IntervalGate, Reuse, Residual),
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
     MagCache: (MagCacheGate, Reuse, Residual),
@@ -57,9 +59,11 @@ def test_options_reach_the_parts() -> None:
     assert ABCache(order=3).parts().forecaster == Lagrange(order=3)
     assert ABCache().parts().span == Output(delta=False)
     assert TaylorSeer(order=2).parts().forecaster == Taylor(order=2)
-    for preset in (FORA, TaylorSeer, ABCache, DeepCache):
+    for preset in (FORA, TaylorSeer, ABCache, DeepCache, DeltaDiT):
         gate = preset(interval=7, warmup_steps=4).parts().gate
         assert gate == IntervalGate(interval=7, warmup_steps=4)
+    span = DeltaDiT(kept_blocks=3, boundary=0.25).parts().span
+    assert span == Residual(first_blocks=3, last_blocks=0, swap_at=0.25)
     gate = DeepCache(center=0.4, power=2).parts().gate
     assert gate == IntervalGate(interval=3, warmup_steps=1, center=0.4, power=2)
 

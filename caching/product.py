@@ -5,7 +5,7 @@ Cache with TaylorSeer's forecast. The papers' caches are the named rows of this 
 are here to be tried. A gate, forecaster or span of your own may be given as an object.
 
 One pair has no meaning and is refused: a gate that looks at the first block needs a span that still
-runs that block on a skip, which `output` does not.
+runs that block on a skip, which `output` and `guidance` do not.
 """
 
 from collections.abc import Callable
@@ -34,6 +34,7 @@ from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
 from skipstep.caching.spans.deep_features import DeepFeatures
+from skipstep.caching.spans.guidance import Guidance
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output, first_block_refusal
 from skipstep.caching.spans.residual import Residual
@@ -62,7 +63,7 @@ AnyForecaster = Annotated[
     SerializeAsAny(),
 ]
 AnySpan = Annotated[
-    Annotated[Output | Residual | Modules | DeepFeatures, Field(discriminator="type")],
+    Annotated[Output | Residual | Modules | DeepFeatures | Guidance, Field(discriminator="type")],
     WrapValidator(_read),
     SerializeAsAny(),
 ]
@@ -91,7 +92,7 @@ class Cache(CachePlugin):
         ):
             if not isinstance(part, kind):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
-        if self.gate.looks_at == "first_block" and isinstance(self.span, Output):
+        if self.gate.looks_at == "first_block" and isinstance(self.span, Output | Guidance):
             raise ValueError(first_block_refusal(self.gate))
 
     def parts(self) -> Parts:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from skipstep.caching.base import CachePlugin, Choice, Seen, Step
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
+from skipstep.caching.spans.guidance import Guidance, Pairs
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
@@ -63,7 +64,7 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             "which deadlocks when ranks disagree: use a gate that looks at the step ('interval', "
             "'schedule')"
         )
-    if denoiser.is_compiled and not isinstance(parts.span, Output):
+    if denoiser.is_compiled and not isinstance(parts.span, Output | Guidance):
         return (
             f"{name} is compiled as a whole, which inlines the blocks this cache would skip: "
             "compile with "
@@ -155,6 +156,16 @@ class DenoiserCache:
         run.state[key] = (shapes, memory)
         return memory, found is not None
 
+    def pairs(self, run: Run, shape: Hashable) -> Pairs | None:
+        """Return what is known of the guidance of a batch of this shape, where the span asks."""
+        if not isinstance(self.parts.span, Guidance):
+            return None
+        key = (self, "pairs", shape)
+        if key not in run.state:
+            run.state[key] = Pairs(self.parts.forecaster)
+        found: Pairs = run.state[key]
+        return found
+
     def report(self, run: Run, report: Report) -> None:
         """Add this denoiser's calls to the run's report."""
         calls: list[Call] = run.state.get((self, "calls"), [])
@@ -229,12 +240,17 @@ class _DenoiserCall:
         self._is_stale: bool | None = None
         self.signal: Tensor | None = None
         self.feature: Tensor | None = None
+        self.pairs = cache.pairs(run, tuple(x.shape for x in tensors_in(main)))
+        self.rebuilt: set[int] = set()
+        self.conditional: tuple[Tensor, list[int]] | None = None
 
     def serve(self) -> Any:
         """Choose, run what has to run, forecast the rest."""
         gate = self.cache.parts.gate
         output: Any = None
         lead: Any = None
+        if self.pairs is not None:
+            self._look(self.pairs)
         if gate.looks_at == "first_block":
             try:
                 output, pass_ = self._pass("probe", self.everyone)
@@ -254,8 +270,18 @@ class _DenoiserCall:
             groups = [("compute", computed), ("skip", skipped)]
             parts = [(self._group(mode, rows, lead), rows) for mode, rows in groups if rows]
             output = parts[0][0] if len(parts) == 1 else join_rows(parts, len(self.everyone))
+        if self.pairs is not None:
+            self.pairs.note(self.branch, stacked(_main_output(output)), computed)
         self._remember(computed, output)
         return output
+
+    def _look(self, pairs: Pairs) -> None:
+        """Learn which outputs guidance mixes, from the last step and the input of this one."""
+        wants = pairs.wants_prediction
+        main = stacked(self.main) if wants else self.x
+        pairs.look(self.step, self.branch, main, self.run.prediction)
+        self.rebuilt = set(pairs.rebuilt(self.branch, len(self.everyone)))
+        self.run.keeps_prediction = pairs.wants_prediction
 
     def _input(self) -> Tensor | None:
         """Return the input as the denoiser finds it, where the span asks for it."""
@@ -297,6 +323,8 @@ class _DenoiserCall:
             forced = "shape" if self.is_reshaped else "first"
         elif index < plugin.warmup_steps:
             forced = "warm-up"
+        elif self.pairs is not None and row not in self.rebuilt:
+            forced = self.pairs.why_not or "conditional"
         elif count and index >= count - plugin.final_steps:
             forced = "final"
         elif not choice.compute and self.is_stale():
@@ -336,9 +364,15 @@ class _DenoiserCall:
         if mode == "skip" and isinstance(self.cache.parts.span, Output):
             self.spared[WHOLE] = float(len(rows))
             return self._forecast_output(rows)
+        if mode == "skip" and self.pairs is not None:
+            self.spared[WHOLE] = float(len(rows))
+            return self._rebuild(self.pairs, rows)
         if lead is not None:
             lead = select_rows(lead, rows, len(self.everyone), lists_are_rows=False)
-        return self._pass(mode, rows, lead)[0]
+        output = self._pass(mode, rows, lead)[0]
+        if self.pairs is not None:
+            self.conditional = stacked(_main_output(output)), rows
+        return output
 
     def _pass(self, mode: Any, rows: list[int], lead: Any = None) -> tuple[Any, Pass]:
         cache = self.cache
@@ -368,6 +402,8 @@ class _DenoiserCall:
                 output = cache.meter.unit(WHOLE, functools.partial(self.call_next, *args, **kwargs))
         finally:
             state.pop((cache, "pass"), None)
+        if isinstance(cache.parts.span, Output | Guidance):
+            self._note_output(pass_, output)
         if isinstance(cache.parts.span, Output):
             self._keep_output(pass_, output)
         self._count(pass_)
@@ -384,21 +420,27 @@ class _DenoiserCall:
         for place, n in pass_.spared.items():
             self.spared[place] = self.spared.get(place, 0.0) + n * len(pass_.rows)
 
+    def _note_output(self, pass_: Pass, output: Any) -> None:
+        """Count a whole call and remember the form of what it returned."""
+        pass_.work += self.cache.full_work * len(pass_.rows)
+        by_list = isinstance(self.main, list)
+        pass_.remember_shape("output", [] if by_list else output)
+        if by_list:
+            self.memory.shapes["nesting"] = type(output)
+        if self.pairs is not None and not by_list and len(tensors_in(output)) > 1:
+            self.pairs.why_not = "the denoiser returns more than one tensor"
+
     def _keep_output(self, pass_: Pass, output: Any) -> None:
         """Store the tensors a denoiser returned; the first one is what becomes the picture."""
-        pass_.work += self.cache.full_work * len(pass_.rows)
         by_list = isinstance(self.main, list)
         if self._version is not None and self.main._version != self._version:
             self.memory.is_input_changed = not self.memory.clone
         base = self._delta_base(output, pass_.rows)
-        pass_.remember_shape("output", [] if by_list else output)
         values = [stacked(_main_output(output))] if by_list else tensors_in(output)
         for i, value in enumerate(values):
             value = value - base if i == 0 and base is not None else value
             pass_.keep(("output", i), value)
             pass_.feature = value if i == 0 else pass_.feature
-        if by_list:
-            self.memory.shapes["nesting"] = type(output)
 
     def _delta_base(self, output: Any, rows: list[int]) -> Tensor | None:
         """Return the input that is subtracted from the output, where the span asks for it and
@@ -432,6 +474,25 @@ class _DenoiserCall:
         rest = range(1, len(self.memory.histories))
         values = iter([first, *(self.memory.guess(("output", i), rows, at) for i in rest)])
         return map_tensors(self.memory.shapes["output"], lambda _: next(values))
+
+    def _rebuild(self, pairs: Pairs, rows: list[int]) -> Any:
+        """Return the unconditional output of `rows` from the conditional one of this step."""
+        total = len(self.everyone)
+        if pairs.is_batched:
+            if self.conditional is None:
+                raise RuntimeError("the conditional rows of this call have not been computed")
+            output, computed = self.conditional
+            c = output[[computed.index(row) for row in pairs.partners(rows, total)]]
+        else:
+            if pairs.conditional is None:
+                raise RuntimeError("the conditional call of this step has not been made")
+            c = pairs.conditional[rows]
+        span = self.cache.parts.span
+        assert isinstance(span, Guidance)
+        u = span.rebuild(c, pairs.delta(rows, total, float(self.step.index)), self.step)
+        if isinstance(self.main, list):
+            return self.memory.shapes["nesting"]([list(u.unbind(0))])
+        return map_tensors(self.memory.shapes["output"], lambda _: u)
 
     def _remember(self, computed: list[int], output: Any) -> None:
         """Tell the gate, and count who skipped how often and how much is held."""
@@ -486,6 +547,8 @@ def _held_bytes(cache: DenoiserCache, run: Run) -> int:
             for tensor in _state_tensors(memory.gate_state):
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
+        if isinstance(key, tuple) and key[:2] == (cache, "pairs"):
+            storages |= value.storages()
     return sum(storages.values())
 
 

@@ -25,6 +25,7 @@ GROUP = "skipstep.plugins"
 BUILTIN: dict[str, str] = {
     "abcache": "skipstep.caching.abcache:ABCache",
     "cache": "skipstep.caching.product:Cache",
+    "cfgcache": "skipstep.caching.cfgcache:CFGCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",
     "deltadit": "skipstep.caching.deltadit:DeltaDiT",
     "easycache": "skipstep.caching.easycache:EasyCache",

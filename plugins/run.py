@@ -33,6 +33,8 @@ class Run:
         self.state: dict[Any, Any] = {}
         self.step = 0
         self.seconds = 0.0
+        self.keeps_prediction = False
+        self.prediction: Any = None
         self._is_tapped = False
         self._has_stepped = False
         self._calls: dict[int, int] = {}
@@ -85,8 +87,11 @@ class Run:
         finally:
             del self._open[id(denoiser)]
 
-    def advance(self) -> None:
-        """Note that a scheduler stepped; what timesteps suggested before that was no step."""
+    def advance(self, prediction: Any = None) -> None:
+        """Note that a scheduler stepped, and on what if a plugin wants to know; what timesteps
+        suggested before that was no step.
+        """
+        self.prediction = prediction if self.keeps_prediction else None
         if not self._is_tapped:
             self._is_tapped, self.step = True, 0
         self._has_stepped = True
@@ -124,7 +129,7 @@ class StepTap:
         result = self.step(*args, **kwargs)
         run = self.run()
         if run is not None:
-            run.advance()
+            run.advance(args[0] if args else kwargs.get("model_output"))
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

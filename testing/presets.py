@@ -23,6 +23,7 @@ WARMUP_STEPS = 2
 SHORT: dict[str, Any] = {"warmup_steps": WARMUP_STEPS, "final_steps": 1}
 LIVELY: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2},
+    "cfgcache": {"interval": 2},
     "deepcache": {"interval": 2},
     "deltadit": {"interval": 2, "kept_blocks": 1},
     "easycache": {},
@@ -33,6 +34,7 @@ LIVELY: dict[str, dict[str, Any]] = {
 }
 NEVER: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 1},
+    "cfgcache": {"interval": 1},
     "deepcache": {"interval": 1},
     "deltadit": {"interval": 1, "kept_blocks": 1},
     "easycache": {"threshold": 0.0},

@@ -24,6 +24,7 @@ UNET_REFUSES = {"deltadit", "fbcache", "magcache"}
 # Chosen so that each preset skips in runs of six steps.
 OPTIONS: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2, "warmup_steps": 2},
+    "cfgcache": {"interval": 2, "warmup_steps": 1},
     "deepcache": {"interval": 2},
     "deltadit": {"interval": 2, "kept_blocks": 1},
     "easycache": {"threshold": 0.5, "warmup_steps": 2},

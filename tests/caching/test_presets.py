@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from skipstep.caching.abcache import ABCache
 from skipstep.caching.base import CachePlugin, Step
+from skipstep.caching.cfgcache import CFGCache
 from skipstep.caching.deepcache import DeepCache
 from skipstep.caching.deltadit import DeltaDiT
 from skipstep.caching.easycache import EasyCache
@@ -23,6 +24,7 @@ from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
 from skipstep.caching.magcache import MagCache, MagCacheCalibration
 from skipstep.caching.product import Cache
 from skipstep.caching.spans.deep_features import DeepFeatures
+from skipstep.caching.spans.guidance import Guidance
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.spans.residual import Residual
@@ -35,6 +37,7 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     TaylorSeer: (IntervalGate, Taylor, Modules),
     ABCache: (IntervalGate, Lagrange, Output),
     DeepCache: (IntervalGate, Reuse, DeepFeatures),
+    CFGCache: (IntervalGate, Reuse, Guidance),
     DeltaDiT: (IntervalGate, Reuse, Residual),
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
@@ -59,11 +62,13 @@ def test_options_reach_the_parts() -> None:
     assert ABCache(order=3).parts().forecaster == Lagrange(order=3)
     assert ABCache().parts().span == Output(delta=False)
     assert TaylorSeer(order=2).parts().forecaster == Taylor(order=2)
-    for preset in (FORA, TaylorSeer, ABCache, DeepCache, DeltaDiT):
+    for preset in (FORA, TaylorSeer, ABCache, DeepCache, DeltaDiT, CFGCache):
         gate = preset(interval=7, warmup_steps=4).parts().gate
         assert gate == IntervalGate(interval=7, warmup_steps=4)
     span = DeltaDiT(kept_blocks=3, boundary=0.25).parts().span
     assert span == Residual(first_blocks=3, last_blocks=0, swap_at=0.25)
+    guidance = CFGCache(low_weight=1.2, high_weight=0.9).parts().span
+    assert guidance == Guidance(low_weight=1.2, high_weight=0.9)
     gate = DeepCache(center=0.4, power=2).parts().gate
     assert gate == IntervalGate(interval=3, warmup_steps=1, center=0.4, power=2)
 

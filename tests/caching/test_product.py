@@ -55,7 +55,10 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
             "'frist_block'.*'interval', 'first_block', 'easycache', 'magcache', 'schedule'",
         ),
         ({"forecaster": "tailor"}, "'tailor'.*'reuse', 'taylor', 'lagrange'"),
-        ({"span": "outputs"}, "'outputs'.*'output', 'residual', 'modules', 'deep_features'"),
+        (
+            {"span": "outputs"},
+            "'outputs'.*'output', 'residual', 'modules', 'deep_features', 'guidance'",
+        ),
         ({"gate": {"type": "interval", "intervall": 3}}, "gate.interval.intervall"),
         ({"gate": {"type": "interval", "interval": 0}}, "greater than or equal to 1"),
         ({"gate": {"interval": 3}}, "Unable to extract tag"),

@@ -34,6 +34,7 @@ BUILTIN: dict[str, str] = {
     "magcache": "skipstep.caching.magcache:MagCache",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
+    "textkv": "skipstep.caching.textkv:TextKV",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -19,7 +19,7 @@ from skipstep.caching.base import Gate, Span
 from skipstep.caching.passes import Pass, Place, Target
 from skipstep.caching.tree import map_tensors, tensors_in
 
-__all__ = ["ModuleKind", "Modules"]
+__all__ = ["ModuleKind", "Modules", "kind_of"]
 
 ModuleKind = Literal["attention", "cross_attention", "feed_forward"]
 
@@ -140,7 +140,7 @@ class Modules(Span):
             children = dict(block.named_children())
             joins = _is_linear(children.get("proj_out")) and _is_linear(children.get("proj_mlp"))
             for name, child in children.items():
-                kind = _kind_of(name, child)
+                kind = kind_of(name, child)
                 if joins and (name in ("proj_out", "proj_mlp") or kind):
                     if set(self.kinds) >= {"attention", "feed_forward"}:
                         yield child, _Module(names[id(child)], name == "proj_out")
@@ -158,7 +158,7 @@ def _blocks(target: Target) -> list[nn.Module]:
         module
         for module in target.inner.modules()
         if {"attention", "feed_forward"}
-        <= {_kind_of(name, child) for name, child in module.named_children()}
+        <= {kind_of(name, child) for name, child in module.named_children()}
     ]
 
 
@@ -167,7 +167,8 @@ def _is_linear(module: nn.Module | None) -> bool:
     return isinstance(getattr(module, "base_layer", module), nn.Linear)
 
 
-def _kind_of(name: str, module: nn.Module) -> str | None:
+def kind_of(name: str, module: nn.Module) -> ModuleKind | None:
+    """Return what a child of a block is, by its class and its name in it, or None."""
     class_name = type(module).__name__.lower()
     if "norm" in class_name or not any(isinstance(m, nn.Linear) for m in module.modules()):
         return None

@@ -38,6 +38,7 @@ from skipstep.caching.spans.guidance import Guidance
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output, first_block_refusal
 from skipstep.caching.spans.residual import Residual
+from skipstep.caching.spans.tokens import Tokens
 
 __all__ = ["Cache"]
 
@@ -63,7 +64,9 @@ AnyForecaster = Annotated[
     SerializeAsAny(),
 ]
 AnySpan = Annotated[
-    Annotated[Output | Residual | Modules | DeepFeatures | Guidance, Field(discriminator="type")],
+    Annotated[
+        Output | Residual | Modules | DeepFeatures | Guidance | Tokens, Field(discriminator="type")
+    ],
     WrapValidator(_read),
     SerializeAsAny(),
 ]
@@ -94,6 +97,12 @@ class Cache(CachePlugin):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
         if self.gate.looks_at == "first_block" and isinstance(self.span, Output | Guidance):
             raise ValueError(first_block_refusal(self.gate))
+
+        if isinstance(self.span, Tokens) and self.forecaster.anchors > 1:
+            raise ValueError(
+                f"span 'tokens' holds one value per token, each of another step, and forecaster "
+                f"{self.forecaster.type!r} wants {self.forecaster.anchors} of one step: use 'reuse'"
+            )
 
     def parts(self) -> Parts:
         """Return the three parts; an interval gate without a warm-up takes the plugin's."""

@@ -28,6 +28,7 @@ BUILTIN: dict[str, str] = {
     "cfgcache": "skipstep.caching.cfgcache:CFGCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",
     "deltadit": "skipstep.caching.deltadit:DeltaDiT",
+    "duca": "skipstep.caching.duca:DuCa",
     "easycache": "skipstep.caching.easycache:EasyCache",
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "fora": "skipstep.caching.fora:FORA",

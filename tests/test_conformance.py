@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cfgcache": {"interval": 2, "warmup_steps": 1},
     "deepcache": {"interval": 2},
     "deltadit": {"interval": 2, "kept_blocks": 1},
+    "duca": {"interval": 3},
     "easycache": {"threshold": 0.5, "warmup_steps": 2},
     "fbcache": {"threshold": 0.5, "warmup_steps": 2},
     "fora": {"interval": 2},

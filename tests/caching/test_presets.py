@@ -10,6 +10,7 @@ from skipstep.caching.base import CachePlugin, Step
 from skipstep.caching.cfgcache import CFGCache
 from skipstep.caching.deepcache import DeepCache
 from skipstep.caching.deltadit import DeltaDiT
+from skipstep.caching.duca import DuCa
 from skipstep.caching.easycache import EasyCache
 from skipstep.caching.fbcache import FBCache
 from skipstep.caching.fora import FORA
@@ -28,11 +29,13 @@ from skipstep.caching.spans.guidance import Guidance
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.spans.residual import Residual
+from skipstep.caching.spans.tokens import Tokens
 from skipstep.caching.taylorseer import TaylorSeer
 
 PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     FORA: (IntervalGate, Reuse, Modules),
     FBCache: (FirstBlockGate, Reuse, Residual),
+    DuCa: (IntervalGate, Reuse, Tokens),
     EasyCache: (EasyCacheGate, Reuse, Output),
     TaylorSeer: (IntervalGate, Taylor, Modules),
     ABCache: (IntervalGate, Lagrange, Output),
@@ -62,11 +65,12 @@ def test_options_reach_the_parts() -> None:
     assert ABCache(order=3).parts().forecaster == Lagrange(order=3)
     assert ABCache().parts().span == Output(delta=False)
     assert TaylorSeer(order=2).parts().forecaster == Taylor(order=2)
-    for preset in (FORA, TaylorSeer, ABCache, DeepCache, DeltaDiT, CFGCache):
+    for preset in (FORA, TaylorSeer, ABCache, DeepCache, DeltaDiT, CFGCache, DuCa):
         gate = preset(interval=7, warmup_steps=4).parts().gate
         assert gate == IntervalGate(interval=7, warmup_steps=4)
     span = DeltaDiT(kept_blocks=3, boundary=0.25).parts().span
     assert span == Residual(first_blocks=3, last_blocks=0, swap_at=0.25)
+    assert DuCa(share=0.5, every=3).parts().span == Tokens(share=0.5, every=3)
     guidance = CFGCache(low_weight=1.2, high_weight=0.9).parts().span
     assert guidance == Guidance(low_weight=1.2, high_weight=0.9)
     gate = DeepCache(center=0.4, power=2).parts().gate

@@ -57,7 +57,7 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
         ({"forecaster": "tailor"}, "'tailor'.*'reuse', 'taylor', 'lagrange'"),
         (
             {"span": "outputs"},
-            "'outputs'.*'output', 'residual', 'modules', 'deep_features', 'guidance'",
+            "'outputs'.*'output', 'residual', 'modules', 'deep_features', 'guidance', 'tokens'",
         ),
         ({"gate": {"type": "interval", "intervall": 3}}, "gate.interval.intervall"),
         ({"gate": {"type": "interval", "interval": 0}}, "greater than or equal to 1"),
@@ -65,6 +65,7 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
         ({"gate": 3}, "gate"),
         ({"gate": Output()}, r"gate=Output\(.*\) is not a Gate"),
         ({"span": Taylor()}, r"span=Taylor\(.*\) is not a Span"),
+        ({"span": "tokens", "forecaster": "taylor"}, "'taylor' wants 2 of one step: use 'reuse'"),
         ({"spam": "output"}, "spam"),
         ({"span": {"type": "modules", "kinds": []}}, "kinds"),
         ({"span": {"type": "modules", "kinds": ["mlp"]}}, "'attention', 'cross_attention'"),

@@ -144,8 +144,12 @@ class DenoiserCache:
         )
         return next(batches, None)
 
-    def memory(self, run: Run, branch: int, rows: int, shapes: Hashable) -> tuple[Memory, bool]:
-        """Return this branch's memory and whether it replaces one for other shapes."""
+    def memory(
+        self, run: Run, branch: tuple[int, int], rows: int, shapes: Hashable
+    ) -> tuple[Memory, bool]:
+        """Return the memory of this branch, given with the visit to its time, and whether it
+        replaces one for other shapes.
+        """
         key = (self, "memory", branch)
         found = run.state.get(key)
         if found is not None and found[0] == shapes:
@@ -178,6 +182,11 @@ class DenoiserCache:
         )
         report.bytes_held += _held_bytes(self, run)
         report.notes += [note for note in self.contract.notes if note not in report.notes]
+        if adds_noise(run.pipe):
+            report.notes.append(
+                f"{type(run.pipe.scheduler).__name__} adds noise at every step, which no forecast "
+                "knows: expect less fidelity at the same speed than with a scheduler that adds none"
+            )
         made_for = self.plugin.made_for()
         if made_for is not None:
             unlike = mismatches(made_for, run.pipe, steps=run.count)
@@ -226,10 +235,14 @@ class _DenoiserCall:
         self.args, self.kwargs = args, kwargs
         named = dict(zip(cache.parameters, args, strict=False)) | kwargs
         index, self.branch = run.enter(cache.denoiser.module, named)
-        self.step = Step(index, run.count)
+        self.scheduler_step = Step(index, run.count)
+        time_, times, visit = run.time_of(index)
+        self.step = Step(time_, times)
         tensors = tensors_in([args, kwargs])
         self.shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        self.memory, self.is_reshaped = cache.memory(run, self.branch, rows_of(main), self.shapes)
+        self.memory, self.is_reshaped = cache.memory(
+            run, (self.branch, visit), rows_of(main), self.shapes
+        )
         self.memory.enter(cache.parts.span.era(self.step))
         self._version: int | None = None
         self.x = self._input()
@@ -279,7 +292,7 @@ class _DenoiserCall:
         """Learn which outputs guidance mixes, from the last step and the input of this one."""
         wants = pairs.wants_prediction
         main = stacked(self.main) if wants else self.x
-        pairs.look(self.step, self.branch, main, self.run.prediction)
+        pairs.look(self.scheduler_step, self.branch, main, self.run.prediction)
         self.rebuilt = set(pairs.rebuilt(self.branch, len(self.everyone)))
         self.run.keeps_prediction = pairs.wants_prediction
 
@@ -298,7 +311,7 @@ class _DenoiserCall:
         spared = {place: n / len(self.everyone) for place, n in self.spared.items()}
         flops = self.cache.meter.cost(self.shapes, spared)
         return Call(
-            step=self.step.index,
+            step=self.scheduler_step.index,
             denoiser=self.cache.denoiser.name,
             branch=self.branch,
             choices=self.choices,
@@ -489,7 +502,8 @@ class _DenoiserCall:
             c = pairs.conditional[rows]
         span = self.cache.parts.span
         assert isinstance(span, Guidance)
-        u = span.rebuild(c, pairs.delta(rows, total, float(self.step.index)), self.step)
+        at = float(self.scheduler_step.index)
+        u = span.rebuild(c, pairs.delta(rows, total, at), self.scheduler_step)
         if isinstance(self.main, list):
             return self.memory.shapes["nesting"]([list(u.unbind(0))])
         return map_tensors(self.memory.shapes["output"], lambda _: u)
@@ -519,6 +533,16 @@ class _DenoiserCall:
                     feature=self.feature,
                 ),
             )
+
+
+def adds_noise(pipe: Any) -> bool:
+    """Say whether a pipeline's scheduler is stochastic, by its name and its configured algorithm:
+    nothing else tells.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    algorithm = getattr(getattr(scheduler, "config", None), "algorithm_type", None)
+    name = type(scheduler).__name__
+    return any(word in name for word in ("Ancestral", "SDE")) or "sde" in str(algorithm)
 
 
 def _main_output(output: Any) -> Any:

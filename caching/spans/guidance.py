@@ -64,7 +64,8 @@ def low_frequencies(
     is_low = rows[:, None] ** 2 + columns**2 <= (radius * min(height, width)) ** 2
     wide = x if x.dtype == torch.float64 else x.float()
     spectrum = torch.fft.rfft2(wide) * is_low
-    return torch.fft.irfft2(spectrum, s=(height, width)).to(x.dtype)
+    low: Tensor = torch.fft.irfft2(spectrum, s=(height, width)).to(x.dtype)
+    return low
 
 
 def mixture(

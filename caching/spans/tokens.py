@@ -58,7 +58,8 @@ def most_changed(
     tensor([[1, 2]])
     """
     change = (x - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
-    return change.topk(count, dim=1).indices.sort(dim=1).values
+    chosen: Tensor = change.topk(count, dim=1).indices.sort(dim=1).values
+    return chosen
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from skipstep.caching.duca import DuCa
+from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.product import Cache
 from skipstep.caching.spans.modules import Modules
@@ -24,7 +25,7 @@ def cache(span: Any) -> Cache:
     """Build the rhythm of COMPUTES over a span."""
     gate = IntervalGate(interval=3)
     return Cache(
-        gate=gate, warmup_steps=2, final_steps=1, max_skips=None, forecaster="reuse", span=span
+        gate=gate, warmup_steps=2, final_steps=1, max_skips=None, forecaster=Reuse(), span=span
     )
 
 

@@ -46,6 +46,8 @@ def cell(tiny: Tiny, preset: str) -> dict[str, Any]:
     cached, again = run(tiny, steps=STEPS), run(tiny, steps=STEPS)
     report = tiny.pipe.plugin_report()
     why = refusal(report)
+    if why is None and preset == "cfgcache" and report.fraction == 1:
+        why = report.verdict
     if why:
         tiny.pipe.disable_plugins()
         return {"works": False, "reason": why}

@@ -205,6 +205,10 @@ class Span(ABC):
     def full_work(self, target: "Target") -> float:
         """Count the units (blocks, modules) an uncached call runs per sample."""
 
+    def era(self, step: Step) -> int:
+        """Return a number that changes when what was stored before cannot stand in any more."""
+        return 0
+
     @abstractmethod
     def visit(
         self,

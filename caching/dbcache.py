@@ -73,4 +73,4 @@ class DBCache(CachePlugin):
             max_accumulated=self.max_accumulated,
         )
         forecaster = Taylor(order=self.order) if self.order else Reuse()
-        return Parts(gate=gate, forecaster=forecaster, span=Residual(back=self.back))
+        return Parts(gate=gate, forecaster=forecaster, span=Residual(last_blocks=self.back))

@@ -174,7 +174,8 @@ class Memory:
 
     `shapes` are the nesting and shapes of what units returned. `is_filled` says that every sample
     was computed at least once, `is_input_changed` that the model wrote into its own input,
-    `refusal` in words that the forecaster cannot serve features of this shape.
+    `refusal` in words that the forecaster cannot serve features of this shape. `era` is the span's
+    when the tensors were stored.
     """
 
     rows: int
@@ -188,6 +189,7 @@ class Memory:
     is_filled: bool = False
     is_input_changed: bool = False
     refusal: str | None = None
+    era: int = 0
 
     def __post_init__(self) -> None:
         self.skips = [0] * self.rows
@@ -217,6 +219,12 @@ class Memory:
         value = self.histories[key].forecast(self.forecaster, rows, at)
         return value.flatten(0, 1) if self.per_row[key] > 1 else value
 
+    def enter(self, era: int) -> None:
+        """Forget the tensors of another era."""
+        if era != self.era:
+            self.era, self.is_filled = era, False
+            self.histories.clear()
+
     def forget_if_stale(self) -> bool:
         """Forget everything if the model changed a tensor we hold, in place, and keep copies from
         now on; say whether that was so.
@@ -234,7 +242,7 @@ class Memory:
 @dataclass
 class Pass:
     """One call of the denoiser for `rows` of the batch. `work` counts the units (blocks, modules)
-    run, times rows.
+    run, times rows; `spared` how often the unit at a place was replaced.
     """
 
     mode: Mode
@@ -251,6 +259,7 @@ class Pass:
     trace: dict[Hashable, Any] = field(default_factory=dict)
     work: float = 0.0
     at: list[float] | None = None
+    spared: dict[Hashable, float] = field(default_factory=dict)
 
     def run(
         self, call_next: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -258,6 +267,10 @@ class Pass:
         """Run one unit of the model and count it."""
         self.work += len(self.rows)
         return call_next(*args, **kwargs)
+
+    def spare(self, place: Hashable, share: float = 1.0) -> None:
+        """Count a unit that did not run, or this share of one."""
+        self.spared[place] = self.spared.get(place, 0.0) + share
 
     def decide_on(self, signal: Tensor | None, lead: Any) -> Mode:
         """Decide what follows the first block; without a signal yet (nothing learned) everything is

@@ -5,7 +5,7 @@ Cache with TaylorSeer's forecast. The papers' caches are the named rows of this 
 are here to be tried. A gate, forecaster or span of your own may be given as an object.
 
 One pair has no meaning and is refused: a gate that looks at the first block needs a span that still
-runs that block on a skip, which `output` does not.
+runs that block on a skip, which `output` and `guidance` do not.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,11 @@ from skipstep.caching.gates.seacache import SeaCacheGate
 from skipstep.caching.gates.teacache import TeaCacheGate
 from skipstep.caching.gates.window import WindowGate
 from skipstep.caching.spans.deep_features import DeepFeatures
+from skipstep.caching.spans.guidance import Guidance
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output, first_block_refusal
 from skipstep.caching.spans.residual import Residual
+from skipstep.caching.spans.tokens import Tokens
 
 __all__ = ["Cache"]
 
@@ -96,7 +98,9 @@ AnyForecaster = Annotated[
     SerializeAsAny(),
 ]
 AnySpan = Annotated[
-    Annotated[Output | Residual | Modules | DeepFeatures, Field(discriminator="type")],
+    Annotated[
+        Output | Residual | Modules | DeepFeatures | Guidance | Tokens, Field(discriminator="type")
+    ],
     WrapValidator(_read),
     SerializeAsAny(),
 ]
@@ -125,8 +129,13 @@ class Cache(CachePlugin):
         ):
             if not isinstance(part, kind):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
-        if decides_inside(self.gate) and isinstance(self.span, Output):
+        if decides_inside(self.gate) and isinstance(self.span, Output | Guidance):
             raise ValueError(first_block_refusal(self.gate))
+        if isinstance(self.span, Tokens) and self.forecaster.anchors > 1:
+            raise ValueError(
+                f"span 'tokens' holds one value per token, each of another step, and forecaster "
+                f"{self.forecaster.type!r} wants {self.forecaster.anchors} of one step: use 'reuse'"
+            )
 
     def parts(self) -> Parts:
         """Return the three parts; a rhythm without a warm-up takes the plugin's."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from skipstep.caching.base import CachePlugin, Choice, Seen, Step, decides_inside, front_of
 from skipstep.caching.passes import Contract, Memory, Pass, Split, StackContract
+from skipstep.caching.spans.guidance import Guidance, Pairs
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.tree import join_rows, map_tensors, rows_of, select_rows, stacked, tensors_in
@@ -38,6 +39,7 @@ __all__ = ["EXCLUSIVE", "ORDER", "attach", "why_not"]
 ORDER = 20
 EXCLUSIVE = True
 INSIDE = 30
+WHOLE = "whole denoiser"
 
 
 def why_not(plugin: CachePlugin, found: Profile) -> str | None:
@@ -64,7 +66,7 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             "which deadlocks when ranks disagree: use a gate that looks at the step ('interval', "
             "'schedule')"
         )
-    if denoiser.is_compiled and not isinstance(parts.span, Output):
+    if denoiser.is_compiled and not isinstance(parts.span, Output | Guidance):
         return (
             f"{name} is compiled as a whole, which inlines the blocks this cache would skip: "
             "compile with "
@@ -128,13 +130,11 @@ class DenoiserCache:
         self.contract = Contract(stacks=stacks)
         self.full_work = self.parts.span.full_work(denoiser)
         places = self.parts.span.places(denoiser, self.parts.gate)
-        # The meter knows full and skipped calls; with intervals a skipped one may compute some.
-        is_mixed = isinstance(self.parts.span, Modules) and bool(self.parts.span.intervals)
-        is_compiled = denoiser.is_compiled or denoiser.has_compiled_blocks
         gate = self.parts.gate
         counted = repr(self.parts.span), gate.looks_at, front_of(gate), denoiser.module_count
         self.meter = Meter(
-            is_on=not (is_compiled or is_mixed), known=known_counts(denoiser.inner, counted)
+            is_on=not (denoiser.is_compiled or denoiser.has_compiled_blocks),
+            known=known_counts(denoiser.inner, counted),
         )
         site.wrap(denoiser.module, self.root, ORDER)
         for module, place in places:
@@ -148,9 +148,9 @@ class DenoiserCache:
         if pass_ is None or (self.contract.broken and pass_.mode != "skip"):
             return call_next(*args, **kwargs)
         visit = self.parts.span.visit
-        if not self.meter.is_counting or getattr(place, "is_watched", False):
+        if not self.meter.is_counting:
             return visit(place, pass_, call_next, args, kwargs)
-        return self.meter.skippable(visit, place, pass_, call_next, args, kwargs)
+        return self.meter.unit(place, visit, place, pass_, call_next, args, kwargs)
 
     def root(self, call_next: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Serve a call of the denoiser."""
@@ -174,8 +174,12 @@ class DenoiserCache:
         )
         return next(batches, None)
 
-    def memory(self, run: Run, branch: int, main: Any, shapes: Hashable) -> tuple[Memory, bool]:
-        """Return this branch's memory and whether it replaces one for other shapes."""
+    def memory(
+        self, run: Run, branch: tuple[int, int], main: Any, shapes: Hashable
+    ) -> tuple[Memory, bool]:
+        """Return the memory of this branch, given with the visit to its time, and whether it
+        replaces one for other shapes.
+        """
         key = (self, "memory", branch)
         found = run.state.get(key)
         if found is not None and found[0] == shapes:
@@ -186,6 +190,16 @@ class DenoiserCache:
         memory = Memory(rows, forecaster, self.parts.gate.init(rows), self.contract.clone)
         run.state[key] = (shapes, memory)
         return memory, found is not None
+
+    def pairs(self, run: Run, shape: Hashable) -> Pairs | None:
+        """Return what is known of the guidance of a batch of this shape, where the span asks."""
+        if not isinstance(self.parts.span, Guidance):
+            return None
+        key = (self, "pairs", shape)
+        if key not in run.state:
+            run.state[key] = Pairs(self.parts.forecaster)
+        found: Pairs = run.state[key]
+        return found
 
     def report(self, run: Run, report: Report) -> None:
         """Add this denoiser's calls to the run's report."""
@@ -199,6 +213,11 @@ class DenoiserCache:
         )
         report.bytes_held += _held_bytes(self, run)
         report.notes += [note for note in self.contract.notes if note not in report.notes]
+        if adds_noise(run.pipe):
+            report.notes.append(
+                f"{type(run.pipe.scheduler).__name__} adds noise at every step, which no forecast "
+                "knows: expect less fidelity at the same speed than with a scheduler that adds none"
+            )
         made_for = self.plugin.made_for()
         if made_for is not None:
             unlike = mismatches(made_for, run.pipe, steps=run.count, **of_the_call(run.arguments))
@@ -247,25 +266,34 @@ class _DenoiserCall:
         self.args, self.kwargs = args, kwargs
         named = dict(zip(cache.parameters, args, strict=False)) | kwargs
         index, self.branch = run.enter(cache.denoiser.module, named)
+        self.scheduler_step = Step(index, run.count)
+        time_, times, visit = run.time_of(index)
         noise = noise_at(run.pipe, index) if cache.parts.gate.needs_noise else None
-        self.step = Step(index, run.count, noise)
+        self.step = Step(time_, times, noise)
         tensors = tensors_in([args, kwargs])
         self.shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        self.memory, self.is_reshaped = cache.memory(run, self.branch, main, self.shapes)
+        self.memory, self.is_reshaped = cache.memory(run, (self.branch, visit), main, self.shapes)
+        self.memory.enter(cache.parts.span.era(self.step))
         self._version: int | None = None
         self.x = self._input()
         self.everyone = list(range(self.memory.rows))
         self.choices: list[Choice] = []
         self.work = 0.0
+        self.spared: dict[Hashable, float] = {}
         self._is_stale: bool | None = None
         self.signal: Tensor | None = None
         self.feature: Tensor | None = None
+        self.pairs = cache.pairs(run, tuple(x.shape for x in tensors_in(main)))
+        self.rebuilt: set[int] = set()
+        self.conditional: tuple[Tensor, list[int]] | None = None
 
     def serve(self) -> Any:
         """Choose, run what has to run, forecast the rest."""
         gate = self.cache.parts.gate
         output: Any = None
         lead: Any = None
+        if self.pairs is not None:
+            self._look(self.pairs)
         if decides_inside(gate):
             try:
                 output, pass_ = self._pass("probe", self.everyone)
@@ -285,8 +313,18 @@ class _DenoiserCall:
             groups = [("compute", computed), ("skip", skipped)]
             parts = [(self._group(mode, rows, lead), rows) for mode, rows in groups if rows]
             output = parts[0][0] if len(parts) == 1 else join_rows(parts, len(self.everyone))
+        if self.pairs is not None:
+            self.pairs.note(self.branch, stacked(_main_output(output)), computed)
         self._remember(computed, output)
         return output
+
+    def _look(self, pairs: Pairs) -> None:
+        """Learn which outputs guidance mixes, from the last step and the input of this one."""
+        wants = pairs.wants_prediction
+        main = stacked(self.main) if wants else self.x
+        pairs.look(self.scheduler_step, self.branch, main, self.run.prediction)
+        self.rebuilt = set(pairs.rebuilt(self.branch, len(self.everyone)))
+        self.run.keeps_prediction = pairs.wants_prediction
 
     def _input(self) -> Tensor | None:
         """Return the input as the denoiser finds it, where the span asks for it."""
@@ -300,10 +338,10 @@ class _DenoiserCall:
 
     def record(self, seconds: float) -> Call:
         """Return this call's line of the report."""
-        computed = sum(choice.compute for choice in self.choices)
-        flops = self.cache.meter.cost(self.shapes, computed / len(self.everyone))
+        spared = {place: n / len(self.everyone) for place, n in self.spared.items()}
+        flops = self.cache.meter.cost(self.shapes, spared)
         return Call(
-            step=self.step.index,
+            step=self.scheduler_step.index,
             denoiser=self.cache.denoiser.name,
             branch=self.branch,
             choices=self.choices,
@@ -328,6 +366,8 @@ class _DenoiserCall:
             forced = "shape" if self.is_reshaped else "first"
         elif index < plugin.warmup_steps:
             forced = "warm-up"
+        elif self.pairs is not None and row not in self.rebuilt:
+            forced = self.pairs.why_not or "conditional"
         elif count and index >= count - plugin.final_steps:
             forced = "final"
         elif not choice.compute and self.is_stale():
@@ -358,7 +398,7 @@ class _DenoiserCall:
         )
         votes = {choice.compute for choice in self.choices}
         if len(votes) > 1:
-            self.work += pass_.work
+            self._count(pass_)
             raise Split(lead)
         pass_.mode = "compute" if votes.pop() else "skip"
         pass_.at = self._times(self.everyone)
@@ -373,10 +413,17 @@ class _DenoiserCall:
     def _group(self, mode: Any, rows: list[int], lead: Any) -> Any:
         """Run one pass for some rows of the batch; the output span needs no pass to skip."""
         if mode == "skip" and isinstance(self.cache.parts.span, Output):
+            self.spared[WHOLE] = float(len(rows))
             return self._forecast_output(rows)
+        if mode == "skip" and self.pairs is not None:
+            self.spared[WHOLE] = float(len(rows))
+            return self._rebuild(self.pairs, rows)
         if lead is not None:
             lead = select_rows(lead, rows, len(self.everyone), lists_are_rows=False)
-        return self._pass(mode, rows, lead)[0]
+        output = self._pass(mode, rows, lead)[0]
+        if self.pairs is not None:
+            self.conditional = stacked(_main_output(output)), rows
+        return output
 
     def _pass(self, mode: Any, rows: list[int], lead: Any = None) -> tuple[Any, Pass]:
         cache = self.cache
@@ -404,14 +451,14 @@ class _DenoiserCall:
         try:
             # The first pass of a shape is whole: no sample has anything to skip with yet.
             with cache.meter.watch(self.shapes):
-                output = self.call_next(*args, **kwargs)
-                if isinstance(cache.parts.span, Output):
-                    cache.meter.skip_all()
+                output = cache.meter.unit(WHOLE, functools.partial(self.call_next, *args, **kwargs))
         finally:
             state.pop((cache, "pass"), None)
+        if isinstance(cache.parts.span, Output | Guidance):
+            self._note_output(pass_, output)
         if isinstance(cache.parts.span, Output):
             self._keep_output(pass_, output)
-        self.work += pass_.work
+        self._count(pass_)
         if pass_.mode != "skip":
             if self.signal is None:
                 self.signal = pass_.signal
@@ -421,21 +468,33 @@ class _DenoiserCall:
                 self.memory.refusal = None if why is None else f"contract not learned: {why}"
         return output, pass_
 
+    def _count(self, pass_: Pass) -> None:
+        """Add up what a pass ran and what it spared, times rows."""
+        self.work += pass_.work
+        for place, n in pass_.spared.items():
+            self.spared[place] = self.spared.get(place, 0.0) + n * len(pass_.rows)
+
+    def _note_output(self, pass_: Pass, output: Any) -> None:
+        """Count a whole call and remember the form of what it returned."""
+        pass_.work += self.cache.full_work * len(pass_.rows)
+        by_list = isinstance(self.main, list)
+        pass_.remember_shape("output", [] if by_list else output)
+        if by_list:
+            self.memory.shapes["nesting"] = type(output)
+        if self.pairs is not None and not by_list and len(tensors_in(output)) > 1:
+            self.pairs.why_not = "the denoiser returns more than one tensor"
+
     def _keep_output(self, pass_: Pass, output: Any) -> None:
         """Store the tensors a denoiser returned; the first one is what becomes the picture."""
-        pass_.work += self.cache.full_work * len(pass_.rows)
         by_list = isinstance(self.main, list)
         if self._version is not None and self.main._version != self._version:
             self.memory.is_input_changed = not self.memory.clone
         base = self._delta_base(output, pass_.rows)
-        pass_.remember_shape("output", [] if by_list else output)
         values = [stacked(_main_output(output))] if by_list else tensors_in(output)
         for i, value in enumerate(values):
             value = value - base if i == 0 and base is not None else value
             pass_.keep(("output", i), value)
             pass_.feature = value if i == 0 else pass_.feature
-        if by_list:
-            self.memory.shapes["nesting"] = type(output)
 
     def _delta_base(self, output: Any, rows: list[int]) -> Tensor | None:
         """Return the input that is subtracted from the output, where the span asks for it and
@@ -470,6 +529,26 @@ class _DenoiserCall:
         values = iter([first, *(self.memory.guess(("output", i), rows, at) for i in rest)])
         return map_tensors(self.memory.shapes["output"], lambda _: next(values))
 
+    def _rebuild(self, pairs: Pairs, rows: list[int]) -> Any:
+        """Return the unconditional output of `rows` from the conditional one of this step."""
+        total = len(self.everyone)
+        if pairs.is_batched:
+            if self.conditional is None:
+                raise RuntimeError("the conditional rows of this call have not been computed")
+            output, computed = self.conditional
+            c = output[[computed.index(row) for row in pairs.partners(rows, total)]]
+        else:
+            if pairs.conditional is None:
+                raise RuntimeError("the conditional call of this step has not been made")
+            c = pairs.conditional[rows]
+        span = self.cache.parts.span
+        assert isinstance(span, Guidance)
+        at = float(self.scheduler_step.index)
+        u = span.rebuild(c, pairs.delta(rows, total, at), self.scheduler_step)
+        if isinstance(self.main, list):
+            return self.memory.shapes["nesting"]([list(u.unbind(0))])
+        return map_tensors(self.memory.shapes["output"], lambda _: u)
+
     def _remember(self, computed: list[int], output: Any) -> None:
         """Tell the gate, and count who skipped how often and how much is held."""
         memory, gate = self.memory, self.cache.parts.gate
@@ -495,6 +574,16 @@ class _DenoiserCall:
                     feature=self.feature,
                 ),
             )
+
+
+def adds_noise(pipe: Any) -> bool:
+    """Say whether a pipeline's scheduler is stochastic, by its name and its configured algorithm:
+    nothing else tells.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    algorithm = getattr(getattr(scheduler, "config", None), "algorithm_type", None)
+    name = type(scheduler).__name__
+    return any(word in name for word in ("Ancestral", "SDE")) or "sde" in str(algorithm)
 
 
 def _main_output(output: Any) -> Any:
@@ -523,6 +612,8 @@ def _held_bytes(cache: DenoiserCache, run: Run) -> int:
             for tensor in _state_tensors(memory.gate_state):
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
+        if isinstance(key, tuple) and key[:2] == (cache, "pairs"):
+            storages |= value.storages()
     return sum(storages.values())
 
 

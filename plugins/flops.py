@@ -1,13 +1,13 @@
 """FLOPs of a denoiser call, counted by torch's own counter once per shape of its inputs.
 
 Counting slows a call down, so it is done on the first full pass and looked up afterwards; what a
-skipped pass costs is that count less what the skipped modules had in it. Compiled code hides its
+skipped pass costs is that count less what the modules it spared had in it. Compiled code hides its
 operations from the counter: there nothing is counted and the report says None.
 """
 
 import contextlib
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 __all__ = ["Counts", "Meter", "known_counts"]
 
-Counts = dict[Hashable, tuple[float, float]]
-"""Shapes -> FLOPs of a full call and of a skipped one."""
+Counts = dict[Hashable, tuple[float, dict[Hashable, float]]]
+"""Shapes -> FLOPs of a full call, and of each unit in it that can be spared."""
 
 _COUNTS: "weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Counts]]" = (
     weakref.WeakKeyDictionary()
@@ -53,7 +53,8 @@ class _OneModule:
 
 
 class Meter:
-    """Know the FLOPs of a full call and of a skipped one, per shape of the inputs.
+    """Know the FLOPs of a full call and of the units in it that can be spared, per shape of the
+    inputs.
 
     Args:
         is_on: False where the counter cannot see (compiled code).
@@ -64,7 +65,7 @@ class Meter:
         self.is_on = is_on
         self.known = known
         self._counter: FlopCounterMode | None = None
-        self._skippable = 0.0
+        self._units: dict[Hashable, list[float]] = {}
 
     @contextlib.contextmanager
     def watch(self, shapes: Hashable) -> Iterator[None]:
@@ -74,12 +75,12 @@ class Meter:
             return
         counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
         counter.mod_tracker = _OneModule()  # type: ignore[assignment]
-        self._counter, self._skippable = counter, 0.0
+        self._counter, self._units = counter, {}
         try:
             with counter:
                 yield
-            full = float(counter.get_total_flops())
-            self.known[shapes] = full, full - self._skippable
+            units = {place: sum(calls) / len(calls) for place, calls in self._units.items()}
+            self.known[shapes] = float(counter.get_total_flops()), units
         finally:
             self._counter = None
 
@@ -88,25 +89,24 @@ class Meter:
         """Say whether the call that is running is being counted."""
         return self._counter is not None
 
-    def skippable(self, call: Callable[..., Any], *args: Any) -> Any:
-        """Make a call and note its FLOPs as what a skip saves."""
+    def unit(self, place: Hashable, call: Callable[..., Any], *args: Any) -> Any:
+        """Make a call and note its FLOPs as those of the unit at `place`, on average if it is
+        called several times.
+        """
         if self._counter is None:
             return call(*args)
         before = self._counter.get_total_flops()
         result = call(*args)
-        self._skippable += self._counter.get_total_flops() - before
+        self._units.setdefault(place, []).append(self._counter.get_total_flops() - before)
         return result
 
-    def skip_all(self) -> None:
-        """Note that a skip saves all that was counted so far."""
-        if self._counter is not None:
-            self._skippable = self._counter.get_total_flops()
-
-    def cost(self, shapes: Hashable, computed: float) -> tuple[float, float] | None:
-        """Return (FLOPs done, FLOPs uncached) of a call that computed this share of its samples, or
-        None if it was not counted.
+    def cost(
+        self, shapes: Hashable, spared: Mapping[Hashable, float]
+    ) -> tuple[float, float] | None:
+        """Return (FLOPs done, FLOPs uncached) of a call, given how often each place was spared as
+        a share of the batch, or None if it was not counted.
         """
         if shapes not in self.known:
             return None
-        full, skip = self.known[shapes]
-        return full * computed + skip * (1 - computed), full
+        full, units = self.known[shapes]
+        return full - sum(units.get(place, 0.0) * n for place, n in spared.items()), full

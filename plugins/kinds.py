@@ -14,6 +14,7 @@ __all__ = ["attach", "is_exclusive", "order", "why_not"]
 KINDS = {
     "sampler": "skipstep.plugins.sampler",
     "cache": "skipstep.plugins.cache",
+    "constants": "skipstep.plugins.constants",
     "custom": "skipstep.plugins.custom",
 }
 """Kind -> module with ORDER (small is outermost), EXCLUSIVE, why_not(plugin, profile) and

@@ -32,12 +32,15 @@ class Run:
         self.arguments = arguments
         self.state: dict[Any, Any] = {}
         self.step = 0
+        self.keeps_prediction = False
+        self.prediction: Any = None
         self._is_tapped = False
         self._has_stepped = False
         self._calls: dict[int, int] = {}
         self._open: dict[int, tuple[int, int]] = {}
         self._timestep: float | None = None
         self._count: int | None = None
+        self._times: list[tuple[int, int]] | None = None
 
     @property
     def count(self) -> int:
@@ -59,6 +62,31 @@ class Run:
             return len(timesteps) - int(begin)
         asked = self.arguments.get("num_inference_steps")
         return asked if isinstance(asked, int) else 0
+
+    def time_of(self, index: int) -> tuple[int, int, int]:
+        """Return (time, number of times, visit) of a scheduler step.
+
+        A second-order scheduler may step twice from one timestep: that is one time of the run,
+        visited twice. Everywhere else each step is a time of its own.
+        """
+        if self._times is None:
+            self._times = self._find_times()
+        if index < len(self._times):
+            time, visit = self._times[index]
+            return time, self._times[-1][0] + 1, visit
+        return index, self.count, 0
+
+    def _find_times(self) -> list[tuple[int, int]]:
+        scheduler = getattr(self.pipe, "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)
+        if timesteps is None or getattr(scheduler, "order", 1) < 2:
+            return []
+        values = [float(t) for t in timesteps][-self.count :]
+        found = [(0, 0)]
+        for before, now in zip(values, values[1:], strict=False):
+            time, visit = found[-1]
+            found.append((time, visit + 1) if now == before else (time + 1, 0))
+        return found if self.count == len(values) else []
 
     def enter(self, denoiser: object, arguments: dict[str, Any]) -> tuple[int, int]:
         """Note a denoiser call; return (step index, guidance branch)."""
@@ -84,8 +112,11 @@ class Run:
         finally:
             del self._open[id(denoiser)]
 
-    def advance(self) -> None:
-        """Note that a scheduler stepped; what timesteps suggested before that was no step."""
+    def advance(self, prediction: Any = None) -> None:
+        """Note that a scheduler stepped, and on what if a plugin wants to know; what timesteps
+        suggested before that was no step.
+        """
+        self.prediction = prediction if self.keeps_prediction else None
         if not self._is_tapped:
             self._is_tapped, self.step = True, 0
         self._has_stepped = True
@@ -123,7 +154,7 @@ class StepTap:
         result = self.step(*args, **kwargs)
         run = self.run()
         if run is not None:
-            run.advance()
+            run.advance(args[0] if args else kwargs.get("model_output"))
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

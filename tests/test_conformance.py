@@ -23,6 +23,7 @@ from skipstep.testing.presets import PRESETS
 UNET_REFUSES = {
     "adacache",
     "dbcache",
+    "deltadit",
     "dicache",
     "fbcache",
     "foca",
@@ -38,9 +39,12 @@ UNET_REFUSES = {
 OPTIONS: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2, "warmup_steps": 2},
     "adacache": {"codebook": ((5.0, 2),), "warmup_steps": 2},
+    "cfgcache": {"interval": 2, "warmup_steps": 1},
     "dbcache": {"threshold": 0.5, "warmup_steps": 2, "back": 0},
     "deepcache": {"interval": 2},
+    "deltadit": {"interval": 2, "kept_blocks": 1},
     "dicache": {"threshold": 0.5, "warmup_steps": 2},
+    "duca": {"interval": 3},
     "easycache": {"threshold": 0.5, "warmup_steps": 2},
     "fbcache": {"threshold": 0.5, "warmup_steps": 2},
     "foca": {"interval": 2},

@@ -29,6 +29,7 @@ UNETS = {"sd15", "sdxl"}
 NEEDS_BLOCKS = {
     "adacache",
     "dbcache",
+    "deltadit",
     "dicache",
     "fbcache",
     "foca",
@@ -44,16 +45,21 @@ NEEDS_BLOCKS = {
 NO_GRID = ["ltx", "zimage"]
 # Found by looking: these models attend to their text in joint blocks.
 HAS_CROSS_ATTENTION = {"pixart", "wan", "ltx", "sdxl", "sd15"}
+UNGUIDED = {"flux", "flux_modular", "hunyuanvideo"}
 
 
 def is_served(family: str, preset: str) -> bool:
-    """Tell whether a preset serves a family: deep features are UNets', stacks of blocks DiTs'."""
+    """Tell whether a preset serves a family: deep features are UNets', stacks of blocks DiTs', and
+    a model that takes guidance as an input has no unconditional half.
+    """
     if preset == "deepcache":
         return family in UNETS
     if preset == "freqca" and family in NO_GRID:
         return False
     if preset == "tgate":
         return family in HAS_CROSS_ATTENTION
+    if preset == "cfgcache" and family in UNGUIDED:
+        return False
     return not (family in UNETS and preset in NEEDS_BLOCKS)
 
 
@@ -259,7 +265,7 @@ def units_of(preset: str, denoiser: nn.Module) -> list[str]:
     The whole model, its blocks, the levels of a UNet below its first one, or the attention and
     feed-forward layers in its blocks.
     """
-    if preset in ("easycache", "abcache"):
+    if preset in ("easycache", "abcache", "cfgcache"):
         return [""]
     lists = {
         name: child
@@ -284,6 +290,13 @@ def test_the_reported_work_is_what_hooks_on_linear_layers_count(family: str, pre
         with LinearWork(denoiser) as done:
             run(tiny, steps=STEPS, batch=2)
         report = last_report(tiny)
+    if preset == "duca":
+        # Attention by module, feed-forward by token: see tests/caching/spans/test_tokens.py.
+        assert report.flops_done and report.flops_full
+        done_all, full_all = sum(done.done.values()), sum(full.done.values())
+        assert done_all / full_all == pytest.approx(report.flops_done / report.flops_full, abs=0.1)
+        assert report.fraction < 1
+        return
     if preset in ("fora", "pab", "taylorseer", "tgate"):
         # Attention and feed-forward layers; norms and modulations stay. All are skipped together.
         skippable = [path for path in full.done if done.done.get(path, 0) < full.done[path]]
@@ -302,7 +315,13 @@ def test_the_reported_work_is_what_hooks_on_linear_layers_count(family: str, pre
 
 @pytest.mark.parametrize(
     ("family", "preset"),
-    [cell for cell in CELLS if not is_served(*cell) and (cell[1] != "freqca" or cell[0] in UNETS)],
+    [
+        cell
+        for cell in CELLS
+        if not is_served(*cell)
+        and cell[1] != "cfgcache"
+        and (cell[1] != "freqca" or cell[0] in UNETS)
+    ],
     ids="-".join,
 )
 def test_a_family_that_a_preset_cannot_serve_is_refused_in_words(family: str, preset: str) -> None:

@@ -76,6 +76,7 @@ class DeepFeatures(Span):
                 pass_.signal = signal
             return output
         if pass_.mode == "skip":
+            pass_.spare(place)
             return self._replay(place, pass_)
         output = pass_.run(call_next, args, kwargs)
         pass_.remember_shape(place, output)

@@ -114,6 +114,7 @@ class Modules(Span):
             and pass_.age(clock) >= place.interval
         )
         if pass_.mode == "skip" and pass_.knows_shape(key) and not is_due:
+            pass_.spare(place)
             if not place.is_stored:
                 return pass_.placeholder(key)
             position = iter(range(len(tensors_in(pass_.placeholder(key)))))

@@ -1,16 +1,20 @@
-"""The residual of a stack of blocks: what all its blocks together add to the stream.
+"""The residual of a range of blocks: what its blocks together add to the stream.
 
     skip:  h_out = h_in + forecast(Delta),   Delta = h_out - h_in - (what the model added between
     the blocks)
 
-for every stack of the model and every stream a stack carries (text and image). With a gate that
-looks at the first block, or the first `front` blocks, those always run and Delta starts behind them
-(First Block Cache, DBCache). The last `back` blocks always run too and Delta ends in front of them.
-ControlNet adds its residuals between the blocks: they are left out of Delta on the way in and added
-fresh on the way out.
+for every stack of the model and every stream a stack carries (text and image). The first
+`first_blocks` and the last `last_blocks` of the model always run and Delta is that of the blocks
+between them (DBCache: Fn and Bn). The blocks that a gate looks at, the first one or the first
+`front` ones, always run as well; it decides behind them. ControlNet adds its residuals between the
+blocks: they are left out of Delta on the way in and added fresh on the way out.
 
 A gate that looks at the modulated input decides when the first block calls its attention; on a skip
 that block is left from inside and adds its part of Delta like the others (TeaCache).
+
+With `swap_at` the two counts change places at that share of the run (Delta-DiT): the early steps
+skip the rear blocks, the late ones the front blocks. The first step behind the boundary is
+computed, because nothing is known of the new range yet, and the old one is forgotten.
 
 No model is known by name. Which output of a block is which input of the next is learned from tensor
 identity in the first full pass; a model whose blocks are not such a chain is computed in full and
@@ -25,8 +29,8 @@ import pydantic
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from skipstep.caching.base import Gate, Span, front_of
-from skipstep.caching.passes import Leave, Pass, Place, StackContract, Target
+from skipstep.caching.base import Gate, Span, Step, front_of
+from skipstep.caching.passes import Leave, Pass, StackContract, Target
 from skipstep.caching.spans.modules import kind_of
 from skipstep.caching.tree import tensors_in
 
@@ -34,18 +38,39 @@ __all__ = ["Residual"]
 
 
 @dataclass(frozen=True)
+class _Range:
+    """Which blocks of one stack are skipped, from `start` to before `stop`."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class _Attention:
     """The place of the first block's attention, whose input is the modulated one."""
 
-    is_watched: bool = True
+
+@dataclass(frozen=True)
+class _Block:
+    """Where a block stands, its stack's ranges before and behind the boundary, and how many of the
+    model's first blocks lead up to the gate's decision (0: it does not decide behind a block).
+    """
+
+    stack: int
+    index: int
+    ranges: tuple[_Range, _Range]
+    lead: int
 
 
 @dataclass
 class _Trace:
-    """What one pass has seen of one stack so far."""
+    """What one pass has seen of one stack so far: the streams into it, into its range and out of
+    that, the last block's outputs, and what was added in between.
+    """
 
+    entered: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
-    first: tuple[Any, ...] = ()
+    ends: tuple[Any, ...] = ()
     previous: tuple[Any, ...] = ()
     added: dict[int, Tensor] = field(default_factory=dict)
 
@@ -55,9 +80,21 @@ class Residual(Span):
     """Skip the blocks of a transformer and add what they added before."""
 
     type: Annotated[Literal["residual"], Field(description="Tag of this span.")] = "residual"
-    back: Annotated[
-        int, Field(ge=0, le=100, description="Last blocks of the model that always run.")
+    first_blocks: Annotated[
+        int, Field(ge=0, description="Fn: blocks at the front that always run.")
     ] = 0
+    last_blocks: Annotated[
+        int, Field(ge=0, description="Bn: blocks at the rear that always run.")
+    ] = 0
+    swap_at: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            allow_inf_nan=False,
+            description="Share of the run from which first_blocks and last_blocks change places.",
+        ),
+    ] = None
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why this denoiser has no residual to cache, or None."""
@@ -68,14 +105,23 @@ class Residual(Span):
             )
         if target.kind != "dit":
             return f"{target.class_name} has no list of two or more equal blocks"
-        front, last = front_of(gate), len(target.stacks) - 1
-        for s, stack in enumerate(target.stacks):
-            watched = (front if s == 0 else 0) + (self.back if s == last else 0)
-            if watched >= len(stack):
-                return (
-                    f"{target.class_name} has {len(stack)} blocks in list {s} and {watched} of "
-                    f"them would always run (front {front}, back {self.back}): lower front or back"
-                )
+        blocks = sum(len(stack) for stack in target.stacks)
+        if self.first_blocks + self.last_blocks >= blocks:
+            return (
+                f"first_blocks={self.first_blocks} and last_blocks={self.last_blocks} leave "
+                f"nothing to skip: {target.class_name} has {blocks} blocks"
+            )
+        front, first = front_of(gate), len(target.stacks[0])
+        if front >= first:
+            return (
+                f"gate {gate.type!r} decides behind {front} blocks, which must be fewer than the "
+                f"{first} of {target.class_name}'s first list of blocks: lower front"
+            )
+        if max(front, self.first_blocks) + self.last_blocks >= blocks:
+            return (
+                f"front={front} of gate {gate.type!r} and last_blocks={self.last_blocks} leave "
+                f"nothing to skip: {target.class_name} has {blocks} blocks"
+            )
         if gate.looks_at == "modulated" and _first_attention(target) is None:
             return (
                 f"the first block of {target.class_name} has no attention module, so what gate "
@@ -85,27 +131,24 @@ class Residual(Span):
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return every block with its place."""
-        front = front_of(gate)
-        found: list[tuple[nn.Module, Any]] = []
-        for s, stack in enumerate(target.stacks):
-            end = len(stack) - (self.back if s == len(target.stacks) - 1 else 0)
-            for j, block in enumerate(stack):
-                is_front, is_back = s == 0 and j < front, j >= end
-                place = Place(
-                    s,
-                    j,
-                    is_last=j == end - 1,
-                    is_watched=is_front or is_back,
-                    is_lead=is_front and j == front - 1,
-                    is_back=is_back,
-                )
-                found.append((block, place))
+        ranges, front = self._ranges(target, gate), front_of(gate)
+        found: list[tuple[nn.Module, Any]] = [
+            (block, _Block(s, j, ranges[s], front if s == 0 else 0))
+            for s, stack in enumerate(target.stacks)
+            for j, block in enumerate(stack)
+        ]
         attention = _first_attention(target) if gate.looks_at == "modulated" else None
         return found if attention is None else [*found, (attention, _Attention())]
 
     def full_work(self, target: Target) -> float:
         """Count the blocks of an uncached call."""
         return float(sum(len(stack) for stack in target.stacks))
+
+    def era(self, step: Step) -> int:
+        """Return 0 before the boundary and 1 from there on, where another range is skipped."""
+        return int(
+            self.swap_at is not None and step.count > 0 and step.index >= self.swap_at * step.count
+        )
 
     def visit(
         self,
@@ -120,43 +163,57 @@ class Residual(Span):
             return _look(pass_, call_next, args, kwargs)
         known = pass_.contract.stacks[place.stack]
         named = known.bind(args, kwargs)
-        if place.is_back:
-            unfinished = pass_.trace.get(place.stack)
-            if unfinished is not None and pass_.mode != "skip":
-                known.learn(unfinished.previous, named)
-                _finish(place, pass_, known, unfinished)
-            return pass_.run(call_next, args, kwargs)
-        is_front = place.is_watched
-        if pass_.mode == "skip" and not is_front and known.carry:
-            return _replay(place, pass_, known, named)
-        if is_front and pass_.lead is not None:
-            output = pass_.lead if place.is_lead else _hand_on(known, named)
+        span = place.ranges[self.era(pass_.step)]
+        if pass_.mode == "skip" and span.start <= place.index < span.stop and known.carry:
+            pass_.spare(place)
+            return _replay(place, span, pass_, known, named)
+        is_lead = place.index == place.lead - 1
+        if pass_.lead is not None and place.index < place.lead:
+            output = pass_.lead if is_lead else _hand_on(known, named)
         else:
             try:
                 output = pass_.run(call_next, args, kwargs)
             except Leave:
-                return _replay(place, pass_, known, named)
+                pass_.spare(place)
+                return _replay(place, span, pass_, known, named)
         if pass_.mode == "skip":
             return output
         outputs = known.as_tuple(output)
         trace = pass_.trace.setdefault(place.stack, _Trace())
         if place.index == 0:
+            trace.entered = named
+        elif place.index == 1:
+            _learn(pass_, known, trace, named, is_watched=place.lead == 1)
+        if place.index == span.start:
             trace.inputs = named
-        if place.index == 1:
-            known.learn(trace.previous, named)
-        if place.index > 0 and not is_front:
+        elif span.start < place.index < span.stop:
             _note_additions(trace, known, named)
         trace.previous = outputs
-        if place.is_lead:
-            trace.first = outputs
-            if pass_.mode == "probe":
-                mode = pass_.decide_on(known.main_change(trace.inputs, outputs), output)
-                if mode == "skip":
-                    return output
-        # The carry of a single skipped block is learned from the block behind it, which finishes.
-        if place.is_last and (place.index > 0 or known.carry):
+        if place.index == span.stop - 1:
+            trace.ends = outputs
+        if is_lead and pass_.mode == "probe":
+            mode = pass_.decide_on(known.main_change(trace.entered, outputs), output)
+            if mode == "skip":
+                return output
+        # The carry is not known before the second block.
+        if span.start < span.stop and place.index == max(span.stop - 1, 1):
             _finish(place, pass_, known, trace)
         return output
+
+    def _ranges(self, target: Target, gate: Gate[Any]) -> list[tuple[_Range, _Range]]:
+        """Return each stack's range before and behind the boundary."""
+        total, lead = sum(len(stack) for stack in target.stacks), front_of(gate)
+        counts = (self.first_blocks, self.last_blocks)
+        found, before = [], 0
+        for stack in target.stacks:
+            pair = []
+            for front, rear in (counts, counts[::-1]):
+                start = min(max(front, lead) - before, len(stack))
+                stop = min(total - rear - before, len(stack))
+                pair.append(_Range(max(start, 0), max(stop, 0)))
+            found.append((pair[0], pair[1]))
+            before += len(stack)
+        return found
 
 
 def _first_attention(target: Target) -> nn.Module | None:
@@ -184,6 +241,20 @@ def _look(
     return call_next(*args, **kwargs)
 
 
+def _replay(
+    place: _Block, span: _Range, pass_: Pass, known: StackContract, named: dict[str, Any]
+) -> Any:
+    """Hand the streams through; the range's last block adds the forecast residual."""
+    if place.index < span.stop - 1:
+        return _hand_on(known, named)
+    outputs: list[Any] = [None] * (max(known.carry) + 1)
+    for i, name in known.carry.items():
+        key = ("stack", place.stack, i)
+        if pass_.has(key):
+            outputs[i] = named[name] + pass_.guess(key)
+    return known.as_output(outputs)
+
+
 def _hand_on(known: StackContract, named: dict[str, Any]) -> Any:
     """Return a block's inputs as its outputs."""
     outputs: list[Any] = [None] * (max(known.carry) + 1)
@@ -192,16 +263,20 @@ def _hand_on(known: StackContract, named: dict[str, Any]) -> Any:
     return known.as_output(outputs)
 
 
-def _replay(place: Place, pass_: Pass, known: StackContract, named: dict[str, Any]) -> Any:
-    """Hand the streams through; the last block adds the forecast residual."""
-    if not place.is_last:
-        return _hand_on(known, named)
-    outputs: list[Any] = [None] * (max(known.carry) + 1)
-    for i, name in known.carry.items():
-        key = ("stack", place.stack, i)
-        if pass_.has(key):
-            outputs[i] = named[name] + pass_.guess(key)
-    return known.as_output(outputs)
+def _learn(
+    pass_: Pass, known: StackContract, trace: _Trace, named: dict[str, Any], *, is_watched: bool
+) -> None:
+    """Learn from the second block's inputs what the first one handed on, and with it the signal
+    that a gate could not be shown there.
+    """
+    known.learn(trace.previous, named)
+    if not known.carry:
+        pass_.give_up(
+            f"the outputs of {known.block} are not the inputs of the next block, so nothing can "
+            "stand in for it"
+        )
+    elif is_watched and pass_.lead is None and pass_.signal is None:
+        pass_.signal = known.main_change(trace.entered, trace.previous)
 
 
 def _note_additions(trace: _Trace, known: StackContract, named: dict[str, Any]) -> None:
@@ -213,25 +288,16 @@ def _note_additions(trace: _Trace, known: StackContract, named: dict[str, Any]) 
             trace.added[i] = trace.added[i] + extra if i in trace.added else extra
 
 
-def _finish(place: Place, pass_: Pass, known: StackContract, trace: _Trace) -> None:
-    """Store the residual of every stream, once its last block has run."""
-    if not known.carry:
-        pass_.give_up(
-            f"the outputs of {known.block} are not the inputs of the next block, so nothing can "
-            "stand in for it"
-        )
-        return
-    behind_lead = place.stack == 0 and pass_.watches_first_block
+def _finish(place: _Block, pass_: Pass, known: StackContract, trace: _Trace) -> None:
+    """Store the residual of every stream, once the range's last block has run."""
     for i, name in known.carry.items():
-        end = trace.previous[i] if i < len(trace.previous) else None
+        end = trace.ends[i] if i < len(trace.ends) else None
         if not isinstance(end, Tensor):
             continue
-        delta = end - (trace.first[i] if behind_lead else trace.inputs[name])
+        delta = end - trace.inputs[name]
         if i in trace.added:
             delta = delta - trace.added[i]
         pass_.keep(("stack", place.stack, i), delta)
-        if place.stack == 0 and i == known.main()[0]:
+        if pass_.feature is None and i == known.main()[0]:
             pass_.feature = delta
-    if behind_lead and pass_.signal is None:
-        pass_.signal = known.main_change(trace.inputs, trace.first)
-    del pass_.trace[place.stack]
+    trace.inputs, trace.entered, trace.ends = {}, {}, ()

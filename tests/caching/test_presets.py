@@ -8,9 +8,12 @@ from pydantic import TypeAdapter, ValidationError
 from skipstep.caching.abcache import ABCache
 from skipstep.caching.adacache import AdaCache
 from skipstep.caching.base import CachePlugin, Step
+from skipstep.caching.cfgcache import CFGCache
 from skipstep.caching.dbcache import DBCache
 from skipstep.caching.deepcache import DeepCache
+from skipstep.caching.deltadit import DeltaDiT
 from skipstep.caching.dicache import DiCache
+from skipstep.caching.duca import DuCa
 from skipstep.caching.easycache import EasyCache
 from skipstep.caching.fbcache import FBCache
 from skipstep.caching.foca import FoCa
@@ -44,9 +47,11 @@ from skipstep.caching.pab import PAB
 from skipstep.caching.product import Cache
 from skipstep.caching.seacache import SeaCache
 from skipstep.caching.spans.deep_features import DeepFeatures
+from skipstep.caching.spans.guidance import Guidance
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
 from skipstep.caching.spans.residual import Residual
+from skipstep.caching.spans.tokens import Tokens
 from skipstep.caching.spectrum import Spectrum
 from skipstep.caching.taylorseer import TaylorSeer
 from skipstep.caching.teacache import TeaCache, TeaCacheCalibration
@@ -55,6 +60,7 @@ from skipstep.caching.tgate import TGate
 PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     FORA: (IntervalGate, Reuse, Modules),
     FBCache: (FirstBlockGate, Reuse, Residual),
+    DuCa: (IntervalGate, Reuse, Tokens),
     EasyCache: (EasyCacheGate, Reuse, Output),
     TaylorSeer: (IntervalGate, Taylor, Modules),
     ABCache: (IntervalGate, Lagrange, Output),
@@ -64,6 +70,8 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     FoCa: (IntervalGate, FoCaForecaster, Residual),
     FreqCa: (IntervalGate, FrequencySplit, Residual),
     Spectrum: (GrowingGate, Chebyshev, Residual),
+    CFGCache: (IntervalGate, Reuse, Guidance),
+    DeltaDiT: (IntervalGate, Reuse, Residual),
     Cache: (FirstBlockGate, Reuse, Residual),
     MagCacheCalibration: (MagCalibration, Reuse, Residual),
     MagCache: (MagCacheGate, Reuse, Residual),
@@ -104,9 +112,15 @@ def test_options_reach_the_parts() -> None:
     spectrum = Spectrum(gap=3, growth=1, degree=2, penalty=0.2, window=7, mix=0.9).parts()
     assert spectrum.forecaster == Chebyshev(degree=2, penalty=0.2, window=7, mix=0.9)
     assert spectrum.gate == GrowingGate(window=3, growth=1, warmup_steps=5)
-    for preset in (FORA, TaylorSeer, ABCache, DeepCache, HiCache, HiCachePP, FoCa, FreqCa):
+    rhythms: list[Any] = [FORA, TaylorSeer, ABCache, DeepCache, DeltaDiT, CFGCache, DuCa]
+    for preset in [*rhythms, HiCache, HiCachePP, FoCa, FreqCa]:
         gate = preset(interval=7, warmup_steps=4).parts().gate
         assert gate == IntervalGate(interval=7, warmup_steps=4)
+    span = DeltaDiT(kept_blocks=3, boundary=0.25).parts().span
+    assert span == Residual(first_blocks=3, last_blocks=0, swap_at=0.25)
+    assert DuCa(share=0.5, every=3).parts().span == Tokens(share=0.5, every=3)
+    guidance = CFGCache(low_weight=1.2, high_weight=0.9).parts().span
+    assert guidance == Guidance(low_weight=1.2, high_weight=0.9)
     gate = DeepCache(center=0.4, power=2).parts().gate
     assert gate == IntervalGate(interval=3, warmup_steps=1, center=0.4, power=2)
 

@@ -179,7 +179,9 @@ class Residual(Span):
         if pass_.mode == "skip":
             return output
         outputs = known.as_tuple(output)
-        trace = pass_.trace.setdefault(place.stack, _Trace())
+        trace = pass_.trace.get(place.stack)
+        if trace is None:
+            trace = pass_.trace[place.stack] = _Trace()
         if place.index == 0:
             trace.entered = named
         elif place.index == 1:

@@ -11,8 +11,10 @@ from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["CONFIG", "flow_loss", "new_denoiser", "new_scheduler"]
+__all__ = ["CONFIG", "DENOISER", "flow_loss", "new_denoiser", "new_scheduler"]
 
+# The released weights; a retrained version takes a new name, since git keeps every file.
+DENOISER = "denoiser-v2"
 WIDTH = 192
 HEAD = 64
 CONFIG = {

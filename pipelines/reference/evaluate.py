@@ -4,8 +4,9 @@ Run: python -m skipstep.pipelines.reference.evaluate
 
 - background: share of prompts with a colour whose border is nearest to that colour (chance 1 / 12);
 - text score of the right captions and of the same captions shuffled (same measure, no agreement);
-- Frechet distance to the real pictures of the same prompts, for the shipped weights and for the
-  running average at 10 % of training. Perfect copies would score 0; for scale, as many other real
+- Frechet distance to the real pictures of the same prompts, for the shipped weights and for those
+  in the cache's `denoiser-early.safetensors`: the running average at 10 % of training, or a version
+  released before that was put there. Perfect copies would score 0; for scale, as many other real
   pictures on the same backgrounds are measured too;
 - nearest real picture, for prompts on white: how often it shows the prompted name, and how often it
   is so near that the sample is a copy: at most twice as far as that picture is from itself after

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderTiny, PixArtAlphaPipeline, PixArtTransformer2DModel
 from safetensors.torch import load_file
 
-from skipstep.pipelines.reference.denoiser import new_scheduler
+from skipstep.pipelines.reference.denoiser import DENOISER, new_scheduler
 from skipstep.pipelines.reference.text import MAX_TOKENS, load_text_encoder, load_tokenizer
 
 __all__ = ["ReferencePipeline", "load_model", "load_reference"]
@@ -83,7 +83,7 @@ def load_reference(dtype: torch.dtype = torch.float32) -> ReferencePipeline:
         tokenizer=load_tokenizer(),
         text_encoder=load_text_encoder(dtype),
         vae=load_model(AutoencoderTiny, "autoencoder-v1", dtype),
-        transformer=load_model(PixArtTransformer2DModel, "denoiser-v1", dtype),
+        transformer=load_model(PixArtTransformer2DModel, DENOISER, dtype),
         scheduler=new_scheduler(),
     )
     return pipeline

@@ -10,8 +10,8 @@ Run, in this order (about two hours on two cores; `npm`, `pip install resvg-py==
   python -m skipstep.pipelines.reference.evaluate
   python -m skipstep.pipelines.reference.sheets
 
-Weights are kept in bfloat16 for the passes and in float32 for the optimizers: Muon for the blocks'
-matrices (scaled as in Liu et al. 2025, arXiv:2502.16982), AdamW (Loshchilov & Hutter 2019,
+The passes run in bfloat16 where the processor has units for it, else in float32; the optimizers
+always in float32: Muon for the blocks' matrices (muon.py), AdamW (Loshchilov & Hutter 2019,
 arXiv:1711.05101) for the rest. What is shipped is their running average (EMA) in float16. The
 learning rate follows wall time, not steps, so that its decay is never cut off.
 """
@@ -23,12 +23,13 @@ import math
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skipstep.pipelines.reference.budget import WallBudget
-from skipstep.pipelines.reference.denoiser import CONFIG, flow_loss, new_denoiser
+from skipstep.pipelines.reference.denoiser import CONFIG, DENOISER, flow_loss, new_denoiser
 from skipstep.pipelines.reference.examples import Examples, load_examples
+from skipstep.pipelines.reference.muon import Muon
 from skipstep.pipelines.reference.processes import (
     agree,
     average_gradients,
@@ -52,22 +53,26 @@ CHECKPOINT_SECONDS = 300
 LOG_STEPS = 25
 
 
+def precision() -> torch.dtype:
+    """Return bfloat16 if the processor multiplies it in hardware; emulated it is slow."""
+    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+
+
 class Trainer:
-    """Hold the bf16 model, its float32 master weights, the optimizer and the running average."""
+    """Hold the model, its float32 master weights, the optimizers and the running average."""
 
     def __init__(self) -> None:
         self.model = new_denoiser().train()
         self.names = [name for name, _ in self.model.named_parameters()]
         self.masters = [p.detach().clone() for p in self.model.parameters()]
         self.averages = [p.clone() for p in self.masters]
-        self.model.to(torch.bfloat16)
+        self.model.to(precision())
         named = list(zip(self.names, self.masters, strict=True))
         hidden = [p for name, p in named if "transformer_blocks" in name and p.ndim == 2]
         others = [p for p in self.masters if not any(p is q for q in hidden)]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                hidden, lr=MATRIX_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-            ),
+            Muon(hidden, lr=MATRIX_RATE, precision=precision()),
             torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.97), weight_decay=0.01),
         ]
         self.steps = 0
@@ -106,6 +111,16 @@ class Trainer:
             for name, average in zip(self.names, self.averages, strict=True)
         }
 
+    @torch.no_grad()
+    def start_from(self, weights: Path) -> None:
+        """Begin with released weights instead of random ones; the optimizers begin anew."""
+        released = load_file(weights)
+        parameters = list(self.model.parameters())
+        state = zip(self.names, self.masters, self.averages, parameters, strict=True)
+        for name, master, average, parameter in state:
+            for value in (master, average, parameter):
+                value.copy_(released[name])
+
     def save(self, path: Path, spent: float) -> None:
         """Write everything a later process needs to go on."""
         state = {
@@ -137,8 +152,11 @@ class Trainer:
         return float(stored["spent"])
 
 
-def train(cache: Path, minutes: float, output: Path) -> None:
-    """Train for `minutes` of wall time in all and write `denoiser-v1.safetensors` to `output`."""
+def train(cache: Path, minutes: float, output: Path, weights: Path | None = None) -> None:
+    """Train for `minutes` of wall time in all and write the weights `DENOISER` to `output`.
+
+    With `weights`, a new run begins with that safetensors file; a checkpoint goes before it.
+    """
     join()
     torch.manual_seed(0)
     examples = load_examples(cache)
@@ -146,6 +164,8 @@ def train(cache: Path, minutes: float, output: Path) -> None:
     checkpoint, early = cache / "denoiser-checkpoint.pt", cache / "denoiser-early.safetensors"
     if checkpoint.exists():
         budget.spent = trainer.restore(checkpoint)
+    elif weights is not None:
+        trainer.start_from(weights)
     generator = torch.Generator().manual_seed(trainer.steps * process_count() + rank())
     LOGGER.info("%d pictures, resuming at step %d", len(examples.latents), trainer.steps)
     follower = CoreFollower(most=1 if process_count() > 1 else None)
@@ -176,8 +196,8 @@ def train(cache: Path, minutes: float, output: Path) -> None:
             trainer.save(checkpoint, saved)
     if rank() == 0:
         trainer.save(checkpoint, budget.used)
-        save_file(trainer.averaged(), output / "denoiser-v1.safetensors")
-        (output / "denoiser-v1.json").write_text(json.dumps(CONFIG) + "\n", encoding="utf-8")
+        save_file(trainer.averaged(), output / f"{DENOISER}.safetensors")
+        (output / f"{DENOISER}.json").write_text(json.dumps(CONFIG) + "\n", encoding="utf-8")
         curve = {"columns": ["views", "seconds", "loss"], "rows": trainer.losses}
         (cache / "denoiser-curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
 
@@ -189,9 +209,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="downloads, checkpoints")
     parser.add_argument("--minutes", type=float, default=74.0, help="wall time to train, in all")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("weights"))
+    parser.add_argument("--weights", type=Path, help="begin with them, not at random")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(arguments.cache, arguments.minutes, arguments.output)
+    train(arguments.cache, arguments.minutes, arguments.output, arguments.weights)
 
 
 if __name__ == "__main__":

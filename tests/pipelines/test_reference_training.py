@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from skipstep.pipelines.reference import denoiser
@@ -15,6 +16,7 @@ from skipstep.pipelines.reference.captions import STYLES, TAUGHT, held_out_style
 from skipstep.pipelines.reference.data import Pictures
 from skipstep.pipelines.reference.denoiser import flow_loss, new_denoiser
 from skipstep.pipelines.reference.examples import Examples, caption_forms
+from skipstep.pipelines.reference.muon import Muon, orthogonalise
 from skipstep.pipelines.reference.palette import COLOURS
 from skipstep.pipelines.reference.processes import agree, average_gradients, process_count, rank
 from skipstep.pipelines.reference.threads import CoreFollower
@@ -67,6 +69,44 @@ def test_a_restored_run_takes_the_same_next_step(
     assert (second.steps, second.views) == (2, 8)
     for a, b in zip(first.masters + first.averages, second.masters + second.averages, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_released_weights_begin_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(denoiser.CONFIG, "num_layers", 1)
+    released = {name: value + 1 for name, value in training.Trainer().averaged().items()}
+    save_file(released, tmp_path / "released.safetensors")
+    trainer = training.Trainer()
+    trainer.start_from(tmp_path / "released.safetensors")
+    for name, value in trainer.averaged().items():
+        torch.testing.assert_close(value, released[name], rtol=0, atol=0)
+    for parameter, master in zip(trainer.model.parameters(), trainer.masters, strict=True):
+        torch.testing.assert_close(parameter.float(), master, rtol=1e-2, atol=1e-2)
+
+
+def test_orthogonalised_matrices_have_singular_values_about_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 24, 96), (2, 96, 24)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert values.min() > 0.6 and values.max() < 1.25
+        assert orthogonalise(torch.randn(shape)).shape == shape
+
+
+def test_muon_takes_the_steps_of_torchs_up_to_its_bfloat16() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(24, 96)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimizers = (
+        Muon([ours], lr=0.01, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        gradient = torch.randn(24, 96)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert moved > 0.1
+    assert (ours - theirs).norm() < 0.03 * moved
 
 
 def test_batches_drop_a_tenth_of_the_captions_and_never_mirror_what_must_not_be(

@@ -261,7 +261,7 @@ def count_failures(stop: Stop, most: int | None, tell: Tell | None) -> Tell:
 
     def listen(event: Event) -> None:
         nonlocal failed
-        failed += event.failed
+        failed += event.failed if event.kind == "made" else 0
         if most is not None and failed > most:
             stop.ask(f"{failed} rows have failed, more than the {most} allowed")
         if tell is not None:

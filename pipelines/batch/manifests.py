@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -73,7 +72,6 @@ class Manifest:
     seconds: float = 0.0
     peak_bytes: int | None = None
     device: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 READER = TypeAdapter(Manifest)

@@ -22,21 +22,21 @@ class Counts:
     ok: int = 0
     failed: int = 0
     computed: float = 0.0
-    shards: int = 0
     kept: int = 0
+    settled: set[int] = field(default_factory=set)
     pending: dict[int, list[Event]] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
-        """Take an event into account."""
-        if event.kind in ("made", "kept"):
-            self.count(event, 1)
+        """Take an event into account; workers also find kept what another has just done."""
         if event.kind == "made":
+            self.count(event, 1)
             self.pending.setdefault(event.shard, []).append(event)
-        elif event.kind == "kept":
-            self.shards += 1
+        elif event.kind == "kept" and event.shard not in self.settled:
+            self.count(event, 1)
             self.kept += event.ok + event.failed
+            self.settled.add(event.shard)
         elif event.kind == "done":
-            self.shards += 1
+            self.settled.add(event.shard)
             self.pending.pop(event.shard, None)
         elif event.kind == "dropped":
             for lost in self.pending.pop(event.shard, []):

@@ -12,6 +12,9 @@ from PIL import Image
 
 import skipstep
 from skipstep.pipelines import cli, doctor, generate
+from skipstep.pipelines.batch import command as batch_command
+from skipstep.pipelines.batch.plan import PlanMismatch
+from skipstep.pipelines.batch.stopping import Stopped, Unwritable
 from skipstep.pipelines.plugin_tables import allowed, option_table
 from skipstep.pipelines.reference.prompts import load_prompts
 from skipstep.plugins import catalog, recipe
@@ -23,7 +26,8 @@ from skipstep.testing.families import tiny_pipeline
 def tiny_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in a tiny random pipeline for the reference model; sizes and steps are given below."""
     pipe = tiny_pipeline("pixart").pipe
-    monkeypatch.setattr(generate, "load_pipeline", lambda model, **_: pipe)
+    for home in (generate, batch_command):
+        monkeypatch.setattr(home, "load_pipeline", lambda model, **_: pipe)
 
 
 @pytest.fixture
@@ -77,6 +81,53 @@ def test_a_recipe_file_is_an_arm_and_a_way_to_generate(command: Any, tmp_path: P
     assert code == 0 and "fora(" in out
     code, out, _ = command("compare", "a cat", "-o", str(tmp_path), "-p", str(path), *TINY)
     assert code == 0 and re.search(r"^fora:warmup_steps=1,interval=2 ", out, re.MULTILINE)
+
+
+def test_batch_makes_every_row_and_again_nothing(command: Any, tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "a cat", "id": "cat"}\n{"prompt": "a dog", "seed": 4}\n')
+    arguments = (
+        "batch", str(source), "-o", str(tmp_path / "out"), "--batch-size", "2", *TINY,
+        "-p", "fora:interval=2,warmup_steps=1",
+    )  # fmt: skip
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert f"2 of 2 pictures in {tmp_path / 'out'}" in out and "% of the block computations" in out
+    code, shown, _ = command("show", str(tmp_path / "out/pictures/000000/cat.png"))
+    assert code == 0 and json.loads(shown)["prompt"] == "a cat"
+    assert command(*arguments)[:2] == (0, out)
+
+
+def test_batch_ends_with_1_when_rows_have_no_picture_and_says_which(
+    command: Any, tmp_path: Path
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "a cat"}\n{"promt": "x"}\n{"prompt": "b", "size": "33"}\n')
+    code, out, _ = command("batch", str(source), "-o", str(tmp_path / "out"), *TINY)
+    assert code == 1
+    assert "1 of 3 pictures" in out and "1 rows could not be used" in out
+    assert "line 3: error: ValueError: `height` and `width` have to be divisible by 8" in out
+    assert str(tmp_path / "out" / "quarantine.jsonl") in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (Stopped("stopped by SIGINT", 2), 130, "stopped by SIGINT; run the same command again"),
+        (Stopped("stopped by SIGTERM", 15), 143, "run the same command again"),
+        (Unwritable("the disk is full: free space"), 3, "the disk is full: free space, then run"),
+        (PlanMismatch("other settings"), 2, "skipstep: other settings"),
+    ],
+)
+def test_batch_says_with_its_exit_code_why_it_ended(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, code: int, words: str
+) -> None:
+    def end(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(batch_command, "run_batch", end)
+    found, out, err = command("batch", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out"))
+    assert found == code and words in err and out == ""
 
 
 def test_compare_prints_the_table_and_ends_with_where_the_pictures_are(
@@ -215,12 +266,17 @@ def test_version_is_the_package_s(command: Any) -> None:
         (("generate", "a", "--steps", "0"), "--steps"),
         (("compare", "a", "-p", "fora", "-p", "fora"), "the arm 'fora' is there twice"),
         (("compare", "a", "--count", "8"), "give prompts or --count, not both"),
+        (("batch", "missing.jsonl"), "missing.jsonl: there is no such file"),
+        (("batch", "prompts.json"), "the ending '.json' is not known"),
+        (("batch", "p.txt", "--mode", "plan"), "mode='plan' is not allowed: must be 'planned'"),
+        (("batch", "p.txt", "--format", "png"), "format='png' is not allowed: must be 'folder'"),
+        (("batch", "p.txt", "--timeout", "9"), "--timeout needs --workers 1 or more"),
     ],
 )
 def test_a_mistake_is_told_on_stderr_with_exit_code_2_and_no_traceback(
     command: Any, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    if arguments[0] in ("generate", "compare"):
+    if arguments[0] in ("generate", "compare", "batch"):
         arguments = (*arguments, "-o", str(tmp_path / "out"))
     code, out, err = command(*arguments)
     assert code == 2 and message in err and out == ""

@@ -516,9 +516,10 @@ def test_progress_takes_dropped_rows_off_again() -> None:
         Event("made", 2, ok=1, failed=1, computed=0.5),
         Event("done", 1),
         Event("dropped", 2),
+        Event("kept", 1, ok=2, computed=1.0),
     ):
         counts.add(event)
-    assert (counts.rows, counts.ok, counts.failed, counts.shards) == (6, 6, 0, 2)
+    assert (counts.rows, counts.ok, counts.failed, counts.kept) == (6, 6, 0, 4)
     assert counts.words() == "17 % skipped"
 
 

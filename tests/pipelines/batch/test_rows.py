@@ -2,12 +2,14 @@
 
 import re
 import string
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skipstep.pipelines.batch.files import read_file
 from skipstep.pipelines.batch.rows import FIELDS, LARGEST_SEED, Row, RowError, read_row
 
 DEFAULTS = Row(id="", line=0, prompt="", seed=7, steps=12, guidance=3.0)
@@ -117,3 +119,14 @@ def test_any_row_is_read_or_refused_and_its_id_is_a_safe_file_name(fields: dict[
     else:
         assert set(row.id) <= set(string.ascii_letters + string.digits + "-_")
         assert 0 <= row.seed <= LARGEST_SEED and row.prompt.strip()
+
+
+def test_every_row_of_the_example_can_be_used() -> None:
+    path = Path(__file__).parents[3] / "examples" / "prompts.jsonl"
+    rows = [
+        read_row(line, found, DEFAULTS)
+        for line, found in read_file(path)
+        if not isinstance(found, RowError)
+    ]
+    assert len(rows) == len({row.id for row in rows}) == 8
+    assert len({row.group for row in rows}) > 4

@@ -1,0 +1,117 @@
+"""What batch generation costs beside the pipeline: cutting a large plan, and running small calls.
+
+    python benchmarks/batch.py plan --rows 1000000    seconds, and the memory of a fresh process
+    python benchmarks/batch.py overhead --rows 24     CPU seconds inside and outside the pipeline
+
+The overhead is what one job spends outside its pipeline calls: planning, checks, PNGs, metadata,
+hashes, fsync, markers, manifests, report. It is measured on the reference model, in CPU seconds.
+"""
+
+import argparse
+import json
+import random
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skipstep.pipelines.batch.job import Job, run_batch
+from skipstep.pipelines.batch.plan import cut_plan, open_plan
+from skipstep.pipelines.batch.ranks import Rank
+from skipstep.pipelines.batch.rows import Row
+
+THINGS = ("pizza", "red heart", "frog", "ghost", "alien", "hamburger", "strawberry", "watermelon")
+SIZES = ("512x512", "768x512", "512x768", "1024x1024")
+
+
+def write_prompts(path: Path, count: int) -> None:
+    """Write rows of four sizes and two step counts, in random order."""
+    choose = random.Random(0)
+    with path.open("w") as file:
+        for number in range(count):
+            prompt = f"{' '.join(choose.choices(THINGS, k=8))}, 3d style, number {number}"
+            row = {"prompt": prompt, "size": choose.choice(SIZES), "steps": choose.choice((20, 28))}
+            file.write(json.dumps(row) + "\n")
+
+
+def measure_plan(rows: int) -> None:
+    """Cut a plan and open it again, as a resumed run does."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_prompts(folder / "prompts.jsonl", rows)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started, cpu_started = time.perf_counter(), time.process_time()
+        plan = cut_plan(
+            folder,
+            folder / "prompts.jsonl",
+            {},
+            Row(id="", line=0, prompt="", seed=0),
+            batch_size=8,
+            shard_rows=64,
+        )
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        opened_at = time.perf_counter()
+        open_plan(folder, {})
+        opened = time.perf_counter() - opened_at
+        size = (folder / "plan.jsonl").stat().st_size
+    print(f"{plan.rows} rows -> {len(plan.offsets)} shards, {size / 2**20:.0f} MiB of plan")
+    print(f"cut in {seconds:.1f} s ({cpu:.1f} CPU s), opened and checked in {opened:.2f} s")
+    print(
+        f"peak {peak / 2**10:.0f} MiB, of which {before / 2**10:.0f} MiB before (torch, diffusers)"
+    )
+
+
+def measure_overhead(rows: int, steps: int, batch_size: int) -> None:
+    """Run a job and compare the CPU seconds of its pipeline calls with those of the whole."""
+    from skipstep.pipelines.reference.load import ReferencePipeline, load_reference
+
+    class Timed(ReferencePipeline):
+        """Adds up the CPU seconds of its calls."""
+
+        seconds = 0.0
+
+        def __call__(self, *given: Any, **named: Any) -> Any:
+            started = time.process_time()
+            try:
+                return super().__call__(*given, **named)
+            finally:
+                Timed.seconds += time.process_time() - started
+
+    torch.set_num_threads(1)
+    pipe = Timed(**load_reference().components)
+    prompts = [f"{THINGS[i % len(THINGS)]}, 3d style" for i in range(rows)]
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "prompts.txt"
+        for number in range(2):
+            # The first job warms up.
+            source.write_text("\n".join(prompts if number else prompts[:batch_size]))
+            job = Job(source, Path(name) / str(number), steps=steps, batch_size=batch_size)
+            Timed.seconds, started = 0.0, time.process_time()
+            run_batch(job, lambda: pipe, rank=Rank())
+            total = time.process_time() - started
+    extra = total - Timed.seconds
+    print(f"{rows} rows of {steps} steps at 128 pixels, {batch_size} a call")
+    print(f"job {total:.2f} CPU s, of which {Timed.seconds:.2f} in pipeline calls")
+    print(f"beside them {extra / rows * 1000:.1f} CPU ms a picture, {extra / total:.2%} of the job")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("what", choices=["plan", "overhead"])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=4)
+    arguments = parser.parse_args()
+    if arguments.what == "plan":
+        measure_plan(arguments.rows)
+    else:
+        measure_overhead(arguments.rows, arguments.steps, arguments.batch_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -179,11 +179,8 @@ def test_the_share_of_the_denoiser_leaves_text_and_decoding_out() -> None:
 
 FAKE = """
 import os, sys, time
-from skipstep.testing import tiny_pipeline
 from skipstep.benchmarks.peers.drivers import CannotRun
-
-def load():
-    return tiny_pipeline("pixart").pipe
+from skipstep.pipelines.reference import load_reference as load
 
 def drive(pipe, setting, steps):
     if setting == "refuses":

@@ -53,8 +53,8 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
     [
         (
             {"gate": "frist_block"},
-            "'frist_block'.*'interval', 'growing', 'first_block', 'easycache', 'magcache', "
-            "'schedule'",
+            "'frist_block'.*'interval', 'adacache', 'dicache', 'easycache', 'first_block', "
+            "'growing', 'magcache', 'schedule', 'seacache', 'teacache', 'window'",
         ),
         (
             {"forecaster": "tailor"},
@@ -73,7 +73,7 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
         ({"span": "tokens", "forecaster": "taylor"}, "'taylor' wants 2 of one step: use 'reuse'"),
         ({"spam": "output"}, "spam"),
         ({"span": {"type": "modules", "kinds": []}}, "kinds"),
-        ({"span": {"type": "modules", "kinds": ["mlp"]}}, "'attention', 'cross_attention'"),
+        ({"span": {"type": "modules", "kinds": ["mlp"]}}, "'cross_attention' or 'feed_forward'"),
     ],
 )
 def test_what_is_unknown_is_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -61,7 +61,7 @@ def test_pab_computes_each_kind_at_its_own_rhythm() -> None:
     # Warm-up 0 and 1, final 9; in between every 2nd or 3rd step after the last computed one.
     assert found == {"attn1": [0, 1, 3, 5, 7, 9], "attn2": [0, 1, 4, 7, 9]}
     assert report.fraction == pytest.approx((6 + 5) / 20)
-    assert report.flops_done is None
+    assert report.flops_done is not None and report.flops_done < report.flops_full
 
 
 def test_tgate_freezes_cross_attention_and_nothing_else() -> None:

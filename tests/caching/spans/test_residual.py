@@ -26,9 +26,9 @@ def interval_over(span: Residual, **options: Any) -> Cache:
     return Cache(gate=gate, warmup_steps=2, final_steps=1, max_skips=None, span=span, **options)
 
 
-def watched(span: Residual, threshold: float, **options: Any) -> Cache:
-    """Build First Block Cache over a span."""
-    gate = FirstBlockGate(threshold=threshold)
+def watched(span: Residual, threshold: float, front: int = 1, **options: Any) -> Cache:
+    """Build First Block Cache over a span, its gate behind the first `front` blocks."""
+    gate = FirstBlockGate(threshold=threshold, front=front)
     return Cache(gate=gate, warmup_steps=2, final_steps=0, max_skips=None, span=span, **options)
 
 
@@ -109,7 +109,7 @@ def test_a_gate_sees_the_residual_of_all_the_first_blocks(family: str) -> None:
             )
         ),
     ]
-    plugin = watched(Residual(first_blocks=2), 0.0)
+    plugin = watched(Residual(), 0.0, front=2)
     with enabled(tiny, plugin) as handle:
         run(tiny, steps=4, guidance_scale=1.0)
         values = [call.choices[0].value for call in handle.report().calls]
@@ -123,18 +123,18 @@ def test_a_gate_sees_the_residual_of_all_the_first_blocks(family: str) -> None:
     assert values[1:] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"first_blocks": 2}, {"first_blocks": 2, "last_blocks": 1}])
+@pytest.mark.parametrize("options", [{}, {"last_blocks": 1}])
 def test_samples_that_disagree_run_the_first_blocks_once_and_equal_single_runs(
     options: dict[str, Any],
 ) -> None:
     tiny = tiny_pipeline("pixart")
     over: dict[str, Any] = {"guidance_scale": 1.0}
-    with enabled(tiny, watched(Residual(**options), 0.0)) as handle:
+    with enabled(tiny, watched(Residual(**options), 0.0, front=2)) as handle:
         run(tiny, steps=8, batch=4, **over)
         values = sorted(c.value or 0.0 for c in handle.report().calls[2].choices)
     middle = (values[1] + values[2]) / 2
     with (
-        enabled(tiny, watched(Residual(**options), middle)) as handle,
+        enabled(tiny, watched(Residual(**options), middle, front=2)) as handle,
         blocks_run(tiny.pipe.transformer) as ran,
     ):
         batch = run(tiny, steps=8, batch=4, **over)
@@ -236,7 +236,7 @@ def test_what_is_added_between_the_blocks_is_not_cached() -> None:
     [
         ("pixart", {"first_blocks": 4}, "leave nothing to skip: PixArtTransformer2DModel has 4"),
         ("pixart", {"first_blocks": 2, "last_blocks": 2}, "first_blocks=2 and last_blocks=2"),
-        ("flux", {"first_blocks": 2}, "decides behind 2 blocks, which must be fewer than the 2"),
+        ("flux", {"front": 2}, "decides behind 2 blocks, which must be fewer than the 2"),
         ("sdxl", {"first_blocks": 1}, "is a UNet"),
     ],
 )
@@ -244,8 +244,10 @@ def test_ranges_that_cannot_be_are_refused(
     family: str, options: dict[str, Any], words: str
 ) -> None:
     tiny = tiny_pipeline(family)
+    front = options.get("front", 1)
+    span = Residual(**{name: value for name, value in options.items() if name != "front"})
     with pytest.raises(Incompatible, match=words):
-        tiny.pipe.enable_plugin(watched(Residual(**options), 0.1))
+        tiny.pipe.enable_plugin(watched(span, 0.1, front=front))
 
 
 @pytest.mark.parametrize("options", [{"first_blocks": -1}, {"last_blocks": 1.5}, {"swap_at": 1.0}])

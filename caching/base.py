@@ -263,6 +263,10 @@ class CachePlugin(ABC):
         """Return the fingerprint of what a calibrated cache was made for, or None."""
         return None
 
+    def only_steps(self) -> int | None:
+        """Return the one number of steps this cache runs with, or None where any will do."""
+        return None
+
     def refuses_others(self) -> bool:
         """Tell whether a pipeline unlike `made_for` is refused; else the report says so."""
         return False

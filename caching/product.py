@@ -149,6 +149,11 @@ class Cache(CachePlugin):
         schedule = self.gate.schedule if isinstance(self.gate, ScheduleGate) else None
         return dict(schedule.fingerprint) if schedule and schedule.fingerprint else None
 
+    def only_steps(self) -> int | None:
+        """Return the number of steps of the gate's schedule."""
+        gate = self.gate
+        return gate.schedule.steps if isinstance(gate, ScheduleGate) else None
+
     def refuses_others(self) -> bool:
         """Tell whether the schedule's `on_mismatch` is "error"."""
         return isinstance(self.gate, ScheduleGate) and self.gate.on_mismatch == "error"

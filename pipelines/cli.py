@@ -22,13 +22,13 @@ app = typer.Typer(
     add_completion=False,
 )
 
-# Chosen on the reference model: two that halve the block computations by a fixed rhythm (of whole
-# outputs, and of each module's), and one that decides per sample.
+# Chosen on the reference model: one that halves the block computations by a fixed rhythm, and one
+# that decides per sample. In front of them, at its number of steps, the schedule planned for it.
 DEFAULT_ARMS = (
     "abcache:interval=3,warmup_steps=5,final_steps=0",
-    "taylorseer:interval=3,warmup_steps=5,final_steps=0",
     "easycache:threshold=0.05",
 )
+PLANNED = "planned schedule, half of the steps"
 # Things that the reference model draws well enough to be named; its evaluation set, which also
 # holds what it draws badly, is pipelines/reference/prompts.json.
 DEFAULT_PROMPTS = (
@@ -282,7 +282,7 @@ def compare(
         call["guidance_scale"] = guidance
     if prompts and count is not None:
         raise typer.BadParameter("give prompts or --count, not both")
-    wanted, arms = prompts or default_prompts(count), plugin or list(DEFAULT_ARMS)
+    wanted, arms = prompts or default_prompts(count), plugin or default_arms(model, steps)
     typer.echo(f"comparing {', '.join(arms)} on {len(wanted)} prompts", err=True)
     with progress_bar() as progress:
         outcome = compare_arms(
@@ -430,6 +430,16 @@ def doctor() -> None:
         is_broken = is_broken or finding.state == "broken"
     console.print(table)
     raise typer.Exit(1 if is_broken else 0)
+
+
+def default_arms(model: str | None, steps: int) -> dict[str, Any]:
+    """Return the demo's arms by name; the planned one only where it was planned for."""
+    from skipstep.pipelines.reference import planned
+
+    arms: dict[str, Any] = {name: name for name in DEFAULT_ARMS}
+    if model is not None or steps != planned.STEPS:
+        return arms
+    return {PLANNED: planned.planned_cache(), **arms}
 
 
 def default_prompts(count: int | None) -> list[str]:

@@ -195,7 +195,7 @@ def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken
         if arm.plugins:
             pipe(
                 **call,
-                num_inference_steps=LEARNING_STEPS,
+                num_inference_steps=learning_steps(arm),
                 generator=generators(batch),
                 output_type="np",
             )
@@ -217,6 +217,12 @@ def run_arm(pipe: Any, arm: Arm, batch: Batch, call: Mapping[str, Any]) -> Taken
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         report=report,
     )
+
+
+def learning_steps(arm: Arm) -> int:
+    """Return how many steps teach the arm's plugins the model: two, unless one takes no others."""
+    only = (getattr(plugin, "only_steps", lambda: None)() for plugin in arm.plugins)
+    return next((steps for steps in only if steps is not None), LEARNING_STEPS)
 
 
 def generators(batch: Batch) -> list[torch.Generator]:

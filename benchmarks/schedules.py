@@ -16,13 +16,14 @@ import torch
 
 from skipstep.caching.gates.schedule import Schedule
 from skipstep.pipelines.compare import describe_machine
-from skipstep.pipelines.plan import instrument, schedule_cache
+from skipstep.pipelines.plan import HALF_A_LINE, instrument, schedule_cache
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
 from skipstep.pipelines.trial import Trier
 
 FORECASTERS: dict[str, Any] = {
     "reuse": "reuse",
+    "half a line": HALF_A_LINE,
     "lagrange 2": {"type": "lagrange", "order": 2},
     "lagrange 3": {"type": "lagrange", "order": 3},
     "taylor 2": {"type": "taylor", "order": 2},
@@ -78,8 +79,8 @@ def main() -> None:
                         count, forecaster, "residual", objective=objective
                     )
                 for span in SPANS:
-                    arms[f"planned ({objective}), lagrange 2, {span}"] = found.cache(
-                        count, FORECASTERS["lagrange 2"], span, objective=objective
+                    arms[f"planned ({objective}), half a line, {span}"] = found.cache(
+                        count, HALF_A_LINE, span, objective=objective
                     )
             print(f"\n{steps} steps, {count} computed", flush=True)
             for name, cache in arms.items():

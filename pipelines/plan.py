@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from skipstep.caching.base import Forecaster, Span
-from skipstep.caching.forecasters.lagrange import Lagrange
+from skipstep.caching.forecasters.damped import Damped
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
@@ -29,7 +29,11 @@ from skipstep.plugins.lifecycle import why_not
 from skipstep.plugins.profile import profile
 from skipstep.plugins.verbs import plugins
 
-__all__ = ["Trajectories", "instrument", "plan_cache", "schedule_cache"]
+__all__ = ["HALF_A_LINE", "Trajectories", "instrument", "plan_cache", "schedule_cache"]
+
+# Half of the way along the line through the last two computed values. On the reference model it
+# beat reuse, whole lines and higher orders at half of the steps (python -m benchmarks.schedules).
+HALF_A_LINE = Damped(damping=0.5)
 
 Feature = Literal["residual", "output"]
 FEATURES = ("residual", "output")
@@ -54,8 +58,8 @@ class Trajectories:
         feature: Feature = "residual",
         objective: Objective = "squares",
     ) -> Schedule:
-        """Plan at most `count` computed steps for a forecaster (None is Lagrange of order 2)."""
-        chosen = Lagrange(order=2) if forecaster is None else forecaster
+        """Plan at most `count` computed steps for a forecaster; None is half a line."""
+        chosen = HALF_A_LINE if forecaster is None else forecaster
         if feature not in self.grams:
             raise PluginError(
                 f"these trajectories hold {', '.join(self.grams)}, not {feature!r}: name it when "
@@ -67,7 +71,7 @@ class Trajectories:
     def cache(
         self,
         count: int,
-        forecaster: Any = "lagrange",
+        forecaster: Any = HALF_A_LINE,
         span: Any = "residual",
         *,
         objective: Objective = "squares",
@@ -104,7 +108,7 @@ def plan_cache(
     *,
     fraction: float = 0.5,
     steps: int = 20,
-    forecaster: Any = "lagrange",
+    forecaster: Any = HALF_A_LINE,
     span: Any = "residual",
     path: str | Path | None = None,
     seed: int = 0,

@@ -16,7 +16,7 @@ from skipstep.caching.base import CachePlugin, Forecaster
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.product import AnyForecaster
-from skipstep.pipelines.plan import Trajectories
+from skipstep.pipelines.plan import HALF_A_LINE, Trajectories
 from skipstep.plugins import catalog
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.lifecycle import why_not
@@ -27,7 +27,7 @@ __all__ = ["ArmSpace", "Params", "describe"]
 Params = dict[str, Any]
 
 SPANS = ("residual", "output", "modules")
-FIRST_FORECASTERS = ("lagrange-2", "lagrange-3", "taylor-1")
+FIRST_FORECASTERS = ("damped", "reuse", "lagrange-2")
 THRESHOLDS = (0.003, 1.0)
 FIRST_THRESHOLDS = (0.05, 0.1, 0.2)
 FEWEST = 2
@@ -35,10 +35,12 @@ SHARES = (1 / 2, 1 / 3, 2 / 3, 1 / 4)
 
 
 def known_forecasters() -> dict[str, Forecaster]:
-    """Return every forecaster `cache` takes with its default options, and two of other orders."""
+    """Return every forecaster `cache` takes with its default options, two of other orders, and half
+    a line in the place of `damped`, which does nothing by default.
+    """
     union = get_args(AnyForecaster)[0]
     found: list[Forecaster] = [each() for each in get_args(union)]
-    found += [Lagrange(order=3), Taylor(order=2)]
+    found += [Lagrange(order=3), Taylor(order=2), HALF_A_LINE]
     return {
         each.type if not hasattr(each, "order") else f"{each.type}-{each.order}": each
         for each in found

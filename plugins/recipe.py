@@ -82,6 +82,8 @@ def text(plugins: Sequence[Plugin], for_pipeline: str | None = None) -> str:
         content["for"] = for_pipeline
     content["plugins"] = [to_dict(plugin) for plugin in plugins]
     written: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(written) != content:  # U+0085, a line break of YAML's, comes back as a space
+        written = yaml.safe_dump(content, sort_keys=False)
     return written
 
 

@@ -3,14 +3,15 @@
 Run: python -m skipstep.pipelines.reference.planned        writes `schedule-20.json` (6 seconds)
 
 Eight evaluation prompts, none of which the demo shows, are run uncached and recorded; the plan for
-ten computed steps of the output's Lagrange forecast follows from that.
+ten computed steps follows from that. What stands in is the denoiser's output, half of the way along
+the line through its last two computed values.
 """
 
 from pathlib import Path
 
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
-from skipstep.pipelines.plan import plan_cache, schedule_cache
+from skipstep.pipelines.plan import HALF_A_LINE, plan_cache, schedule_cache
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
 
@@ -18,13 +19,13 @@ __all__ = ["STEPS", "planned_cache"]
 
 STEPS = 20
 FILE = Path(__file__).with_name(f"schedule-{STEPS}.json")
-FORECASTER, SPAN = "lagrange", "output"
+SPAN = "output"
 EVERY, FIRST_SEED = 32, 1000
 
 
 def planned_cache() -> Cache:
     """Return the cache that computes the file's steps; it refuses other models and step counts."""
-    return schedule_cache(Schedule.load(FILE), {"type": FORECASTER, "order": 2}, SPAN)
+    return schedule_cache(Schedule.load(FILE), HALF_A_LINE, SPAN)
 
 
 def main() -> None:
@@ -34,7 +35,6 @@ def main() -> None:
         prompts,
         fraction=0.5,
         steps=STEPS,
-        forecaster=FORECASTER,
         span=SPAN,
         path=FILE,
         seed=FIRST_SEED,

@@ -162,8 +162,12 @@ def test_compare_takes_a_dozen_prompts_and_three_presets_by_default(
     command("compare", "-o", str(tmp_path))
     assert len(given["prompts"]) == len(set(given["prompts"])) == 12
     assert len(given["arms"]) == 3 and given["steps"] == 20
-    for arm in given["arms"]:
+    planned, *presets = given["arms"].values()
+    assert planned.only_steps() == 20
+    for arm in presets:
         build(*cli_spec(arm))
+    command("compare", "-o", str(tmp_path), "--steps", "10")
+    assert list(given["arms"].values()) == presets
 
 
 def test_autotune_saves_recipe_front_and_numbers_and_prints_the_promise(

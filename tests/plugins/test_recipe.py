@@ -62,6 +62,11 @@ def test_extreme_numbers_come_back(toys: Any, tmp_path: Path) -> None:
     assert load(tmp_path / "r.yaml") == [toys.Toy(threshold=tiny, limit=10**30)]
 
 
+def test_unusual_line_breaks_come_back(toys: Any, tmp_path: Path) -> None:
+    save(tmp_path / "r.yaml", [toys.Toy(label="a\x85b\u2028c")])
+    assert load(tmp_path / "r.yaml") == [toys.Toy(label="a\x85b\u2028c")]
+
+
 GOOD = "version: 1\nplugins:\n- name: toy\n"
 MISTAKES = {
     "": "a recipe is a mapping with version, plugins, for",

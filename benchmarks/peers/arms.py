@@ -56,20 +56,31 @@ FORECASTERS = ("reuse", TAYLOR_1, TAYLOR_2, LAGRANGE_2, LAGRANGE_3)
 BASIC = "cache:warmup_steps=%(w)s,final_steps=%(l)s,max_skips=null,"
 RHYTHM = BASIC + "gate={type: interval, interval: %(n)s},forecaster=%(f)s,span=%(s)s"
 GATED = BASIC + "gate={type: %(g)s, threshold: %(t)s},forecaster=%(f)s,span=%(s)s"
-# Computed steps by hand, as shares of the run: dense at both ends and thin between.
+# cache-dit's own lists of computed steps, with our forecasters.
 BY_HAND = "scheduled:steps=%(m)s,forecaster=%(f)s,span=%(s)s"
+# Planned for this model and number of steps, on prompts that are not measured.
+PLANNED = "planned:share=%(n)s,damping=%(d)s,span=%(s)s"
 
 SKIPSTEP_QUICK = (
-    *grid(BY_HAND, m=("medium", "fast", "ultra"), f=(LAGRANGE_2, LAGRANGE_3), s=("output",)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 3, 4, 6), f=(LAGRANGE_2, LAGRANGE_3), s=("output",)),
-    *grid("easycache:threshold=%(t)s", t=(0.02, 0.05, 0.1)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 4), f=(TAYLOR_1,), s=("residual",)),
-    *grid(RHYTHM, w=(5,), l=(0,), n=(3, 6), f=(LAGRANGE_2,), s=("output",)),
+    *grid(PLANNED, n=(0.68, 0.57, 0.5, 0.43, 0.36, 0.32, 0.25), d=(0.5,), s=("output",)),
+    *grid(PLANNED, n=(0.43, 0.36, 0.32, 0.25), d=(0.75,), s=("output",)),
+    *grid(BY_HAND, m=("medium", "fast", "ultra"), f=(LAGRANGE_2,), s=("output",)),
+    *grid("easycache:threshold=%(t)s", t=(0.05,)),
+    *grid("seacache:threshold=%(t)s", t=(0.25, 0.5)),
+    *grid(RHYTHM, w=(3,), l=(1,), n=(3,), f=(LAGRANGE_2,), s=("output",)),
     *grid("taylorseer:interval=%(n)s,order=1", n=(3,)),
-    *grid("fbcache:threshold=%(t)s", t=(0.12,)),
 )
 SKIPSTEP = (
     *SKIPSTEP_QUICK,
+    *grid(PLANNED, n=(0.75, 0.61, 0.54, 0.46, 0.39, 0.29, 0.21), d=(0.5,), s=("output",)),
+    *grid(PLANNED, n=(0.57, 0.43, 0.36, 0.29), d=(0.5, 0.75), s=("residual", "modules")),
+    *grid(BY_HAND, m=("medium", "fast", "ultra"), f=(LAGRANGE_3,), s=("output",)),
+    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 4, 6), f=(LAGRANGE_2, LAGRANGE_3), s=("output",)),
+    *grid(RHYTHM, w=(3,), l=(1,), n=(3,), f=(LAGRANGE_3,), s=("output",)),
+    *grid("easycache:threshold=%(t)s", t=(0.02, 0.1)),
+    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 4), f=(TAYLOR_1,), s=("residual",)),
+    *grid(RHYTHM, w=(5,), l=(0,), n=(3, 6), f=(LAGRANGE_2,), s=("output",)),
+    *grid("fbcache:threshold=%(t)s", t=(0.12,)),
     *grid(RHYTHM, w=(3,), l=(1,), n=(3, 5, 6), f=(TAYLOR_1,), s=("residual",)),
     *grid(RHYTHM, w=(3,), l=(1,), n=(2, 3, 4, 6), f=(LAGRANGE_3,), s=("residual",)),
     *grid(RHYTHM, w=(5,), l=(0,), n=(3, 6), f=(LAGRANGE_3,), s=("output",)),

@@ -88,6 +88,11 @@ def skipstep(pipe: Any, setting: str, steps: int) -> Call:
                 "span": chosen["span"],
             },
         )
+    if name == "planned":
+        pipe.enable_plugin(
+            planned(pipe, take(given, setting, share=0.5, damping=0.5, span="output"), steps)
+        )
+        return lambda **call: pipe(**call)
     if name == "magcache":
         from skipstep.pipelines.calibrate import calibrate_magcache
 
@@ -97,6 +102,23 @@ def skipstep(pipe: Any, setting: str, steps: int) -> Call:
     return lambda **call: pipe(**call)
 
 
+def planned(pipe: Any, chosen: dict[str, Any], steps: int) -> Any:
+    """Return a planned cache; one recording of each feature serves all shares."""
+    from skipstep.pipelines.plan import instrument
+    from skipstep.pipelines.reference.prompts import load_prompts
+
+    feature = "output" if chosen["span"] == "output" else "residual"
+    if (steps, feature) not in RECORDED:
+        prompts = [prompt["prompt"] for prompt in load_prompts()[1::32]]
+        RECORDED[steps, feature] = instrument(
+            pipe, prompts, steps=steps, seed=10_000, features=[feature]
+        )
+    forecaster = {"type": "damped", "damping": chosen["damping"]}
+    count = round(chosen["share"] * steps)
+    return RECORDED[steps, feature].cache(count, forecaster, chosen["span"])
+
+
+RECORDED: dict[tuple[int, str], Any] = {}
 PROMPT = "a pizza, 3d style, on a blue background"
 
 

@@ -70,8 +70,7 @@ class Place:
     """Where a block stands: its stack, its index in it, and whether it is the last one.
 
     `is_watched` marks a block that runs in every pass, skipped or not; `units` counts the units of
-    work in it. `is_lead` marks the watched block behind which the gate decides, `is_back` a watched
-    block behind all skipped ones.
+    work in it.
     """
 
     stack: int
@@ -79,8 +78,6 @@ class Place:
     is_last: bool
     is_watched: bool = False
     units: int = 1
-    is_lead: bool = False
-    is_back: bool = False
 
 
 @dataclass

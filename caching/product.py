@@ -49,7 +49,7 @@ from skipstep.caching.gates.window import WindowGate
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.guidance import Guidance
 from skipstep.caching.spans.modules import Modules
-from skipstep.caching.spans.output import Output, first_block_refusal
+from skipstep.caching.spans.output import Output, WholeCall, first_block_refusal
 from skipstep.caching.spans.residual import Residual
 from skipstep.caching.spans.tokens import Tokens
 
@@ -129,7 +129,7 @@ class Cache(CachePlugin):
         ):
             if not isinstance(part, kind):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
-        if decides_inside(self.gate) and isinstance(self.span, Output | Guidance):
+        if decides_inside(self.gate) and isinstance(self.span, WholeCall):
             raise ValueError(first_block_refusal(self.gate))
         if isinstance(self.span, Tokens) and self.forecaster.anchors > 1:
             raise ValueError(

@@ -272,14 +272,9 @@ def compare(
 ) -> None:
     """Compare plugins with the uncached pipeline: same seeds, time, fidelity, a page to look at."""
     from skipstep.pipelines.compare import compare as compare_arms
-    from skipstep.pipelines.generate import load_pipeline, size_arguments
     from skipstep.pipelines.progress import progress_bar
 
-    use_threads(threads, model)
-    pipe = load_pipeline(model, device=device, dtype=dtype)
-    call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
-    if guidance is not None:
-        call["guidance_scale"] = guidance
+    pipe, call = load(model, device, dtype, threads, size=size, guidance=guidance)
     if prompts and count is not None:
         raise typer.BadParameter("give prompts or --count, not both")
     wanted, arms = prompts or default_prompts(count), plugin or default_arms(model, steps)
@@ -337,13 +332,8 @@ def autotune(
 ) -> None:
     """Find the recipe that meets a target and save it with its Pareto front."""
     from skipstep.pipelines.autotune import autotune as tune
-    from skipstep.pipelines.generate import load_pipeline, size_arguments
 
-    use_threads(threads, model)
-    pipe = load_pipeline(model, device=device, dtype=dtype)
-    call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
-    if guidance is not None:
-        call["guidance_scale"] = guidance
+    pipe, call = load(model, device, dtype, threads, size=size, guidance=guidance)
     output.mkdir(parents=True, exist_ok=True)
     found = tune(
         pipe,
@@ -450,6 +440,26 @@ def default_prompts(count: int | None) -> list[str]:
         return list(DEFAULT_PROMPTS)
     known = load_prompts()
     return [known[i * len(known) // count]["prompt"] for i in range(count)]
+
+
+def load(
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+    *,
+    size: Any,
+    guidance: float | None,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the pipeline and what its calls are given besides prompt, steps and seed."""
+    from skipstep.pipelines.generate import load_pipeline, size_arguments
+
+    use_threads(threads, model)
+    pipe = load_pipeline(model, device=device, dtype=dtype)
+    call: dict[str, Any] = {} if size is None else size_arguments(pipe, size)
+    if guidance is not None:
+        call["guidance_scale"] = guidance
+    return pipe, call
 
 
 def use_threads(threads: int | None, model: str | None) -> None:

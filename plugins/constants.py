@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from skipstep.caching.textkv import Identity, TextKV, identity, reusable_modules
 from skipstep.caching.tree import tensors_in
-from skipstep.plugins.custom import parameters_of
-from skipstep.plugins.profile import Denoiser, Profile
+from skipstep.plugins.profile import Denoiser, Profile, parameters_of
 from skipstep.plugins.report import Report
 from skipstep.plugins.run import Run
 

@@ -6,13 +6,10 @@ The plugin class has `attach(site)`, which uses `site.wrap`, `site.on_begin`, `s
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
-from torch import nn
-
-from skipstep.plugins.profile import Profile
+from skipstep.plugins.profile import Profile, parameters_of
 
 __all__ = ["EXCLUSIVE", "ORDER", "attach", "why_not"]
 
@@ -33,11 +30,6 @@ def attach(plugin: Any, site: Any) -> None:
         note = functools.partial(_note, site, denoiser.module, parameters_of(denoiser.inner))
         site.wrap(denoiser.module, note, OUTERMOST)
     plugin.attach(site)
-
-
-def parameters_of(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the forward's positional parameters, without self."""
-    return tuple(inspect.signature(type(module).forward).parameters)[1:]
 
 
 def _note(

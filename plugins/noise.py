@@ -1,4 +1,4 @@
-"""How noisy the denoiser's input is at a step, read from the scheduler's tables.
+"""What a scheduler tells of noise: how much the denoiser's input has, and whether more is added.
 
 The input is x = a x_0 + b eps, up to a factor:
     flow matching          a = 1 - sigma,  b = sigma                       sigma in [0, 1]
@@ -10,7 +10,7 @@ tables on the CPU or small, so nothing waits for the device in the common case.
 import math
 from typing import Any
 
-__all__ = ["noise_at"]
+__all__ = ["adds_noise", "noise_at"]
 
 
 def noise_at(pipe: Any, index: int) -> tuple[float, float] | None:
@@ -23,6 +23,16 @@ def noise_at(pipe: Any, index: int) -> tuple[float, float] | None:
         return (1 - sigma, sigma) if sigma <= 1 else None
     a = 1 / math.sqrt(1 + sigma * sigma)
     return a, sigma * a
+
+
+def adds_noise(pipe: Any) -> bool:
+    """Say whether a pipeline's scheduler is stochastic, by its name and its configured algorithm:
+    nothing else tells.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    algorithm = getattr(getattr(scheduler, "config", None), "algorithm_type", None)
+    name = type(scheduler).__name__
+    return any(word in name for word in ("Ancestral", "SDE")) or "sde" in str(algorithm)
 
 
 def _sigma(scheduler: Any, index: int) -> float | None:

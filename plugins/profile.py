@@ -148,3 +148,8 @@ def _is_compiled(module: nn.Module) -> bool:
 def _is_meta(module: nn.Module) -> bool:
     offloaded = any(hasattr(m, "_hf_hook") for m in module.modules())
     return not offloaded and any(p.device == torch.device("meta") for p in module.parameters())
+
+
+def parameters_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the forward's positional parameters, without self."""
+    return tuple(inspect.signature(type(module).forward).parameters)[1:]

@@ -23,20 +23,18 @@ the run are shares of its steps, not timesteps; the radius is an option; outputs
 tokens have no spatial axes and are not split.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
 from jaxtyping import Float
 from pydantic import ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from skipstep.caching.base import Forecaster, Gate, Span, Step
+from skipstep.caching.base import Forecaster, Step
 from skipstep.caching.history import History
-from skipstep.caching.passes import Pass, Target
-from skipstep.caching.spans.output import first_block_refusal
+from skipstep.caching.spans.output import WholeCall
 
 __all__ = ["Guidance", "Pairs", "low_frequencies", "mixture"]
 
@@ -237,7 +235,7 @@ def _first_sample(g: Tensor, first: Tensor, second: Tensor) -> tuple[float, floa
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Guidance(Span):
+class Guidance(WholeCall):
     """Rebuild the unconditional output from the conditional one."""
 
     type: Annotated[Literal["guidance"], Field(description="Tag of this span.")] = "guidance"
@@ -268,29 +266,6 @@ class Guidance(Span):
             description="Where low frequencies end, as a share of the smaller spatial axis.",
         ),
     ] = 0.2
-
-    def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
-        """Return why the gate cannot decide on guidance, or None."""
-        return first_block_refusal(gate) if gate.looks_at == "first_block" else None
-
-    def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
-        """Return no place inside the model."""
-        return []
-
-    def full_work(self, target: Target) -> float:
-        """Count the blocks of an uncached call; a model without stacks counts as one."""
-        return float(sum(len(stack) for stack in target.stacks)) or 1.0
-
-    def visit(
-        self,
-        place: Any,
-        pass_: Pass,
-        call_next: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Run the call: this span wraps nothing inside the model."""
-        return call_next(*args, **kwargs)
 
     def rebuild(
         self, c: Float[Tensor, "b ..."], delta: Float[Tensor, "b ..."], step: Step

@@ -15,17 +15,11 @@ from torch import nn
 from skipstep.caching.base import Gate, Span, decides_inside
 from skipstep.caching.passes import Pass, Target
 
-__all__ = ["Output", "first_block_refusal"]
+__all__ = ["Output", "WholeCall", "first_block_refusal"]
 
 
-@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Output(Span):
-    """Cache what the denoiser returns."""
-
-    type: Annotated[Literal["output"], Field(description="Tag of this span.")] = "output"
-    delta: Annotated[
-        bool, Field(description="Cache output minus input instead of the output itself.")
-    ] = False
+class WholeCall(Span):
+    """A span of the denoiser's whole call: it wraps nothing inside the model."""
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why the output cannot be cached under this gate, or None."""
@@ -49,6 +43,16 @@ class Output(Span):
     ) -> Any:
         """Run the call: this span wraps nothing inside the model."""
         return call_next(*args, **kwargs)
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Output(WholeCall):
+    """Cache what the denoiser returns."""
+
+    type: Annotated[Literal["output"], Field(description="Tag of this span.")] = "output"
+    delta: Annotated[
+        bool, Field(description="Cache output minus input instead of the output itself.")
+    ] = False
 
 
 def first_block_refusal(gate: Gate[Any]) -> str:

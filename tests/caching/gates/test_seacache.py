@@ -95,6 +95,6 @@ def test_a_pipeline_without_a_noise_level_is_told_in_the_report(
     tiny.pipe.enable_plugin("seacache", threshold=5.0)
     run(tiny, steps=6)
     assert tiny.pipe.plugin_report().fraction < 1
-    monkeypatch.setattr("skipstep.plugins.cache.noise_at", lambda pipe, index: None)
+    monkeypatch.setattr("skipstep.plugins.cache_call.noise_at", lambda pipe, index: None)
     run(tiny, steps=6)
     assert "no noise level" in tiny.pipe.plugin_report().verdict

@@ -146,6 +146,8 @@ class DenoiserCall:
         forced = None
         if contract.broken or self.memory.refusal:
             forced = contract.broken or self.memory.refusal
+        elif self.memory.anchors == 0:
+            forced = "cache memory"
         elif not self.memory.is_filled:
             forced = "shape" if self.is_reshaped else "first"
         elif index < plugin.warmup_steps:

@@ -172,7 +172,7 @@ def test_options_are_strict_frozen_and_survive_json(preset: type[CachePlugin]) -
         plugin.warmup_steps = 9
     for bad in ({"warmup_steps": 0}, {"final_steps": -1}, {"max_skips": 0}):
         with pytest.raises(ValidationError, match=next(iter(bad))):
-            preset(**bad)
+            preset(**bad)  # type: ignore[arg-type]
     adapter = TypeAdapter(preset)
     assert adapter.validate_json(adapter.dump_json(plugin)) == plugin
     assert adapter.json_schema()["additionalProperties"] is False

@@ -38,6 +38,7 @@ _LAZY = {
     "Spectrum": "skipstep.caching.spectrum",
     "PAB": "skipstep.caching.pab",
     "SeaCache": "skipstep.caching.seacache",
+    "SpeCa": "skipstep.caching.speca",
     "TaylorSeer": "skipstep.caching.taylorseer",
     "TGate": "skipstep.caching.tgate",
     "TeaCache": "skipstep.caching.teacache",

@@ -39,6 +39,7 @@ __all__ = [
     "Seen",
     "Span",
     "Step",
+    "VerifyingGate",
     "WarmupSteps",
     "decides_inside",
     "front_of",
@@ -125,6 +126,16 @@ class Gate(ABC, Generic[State]):
     @abstractmethod
     def observe(self, state: State, seen: Seen) -> None:
         """Take note of rows that were computed, also when the engine forced them."""
+
+
+class VerifyingGate(Gate[State]):
+    """Decide by how well the last forecast fitted: the span runs one block to check it."""
+
+    @abstractmethod
+    def verify(self, state: State, rows: list[int], errors: list[float]) -> None:
+        """Take note of rows that were skipped: the relative L1 distance of the checked block's
+        forecast from what it did.
+        """
 
 
 def decides_inside(gate: Gate[Any]) -> bool:

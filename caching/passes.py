@@ -262,7 +262,8 @@ class Memory:
 @dataclass
 class Pass:
     """One call of the denoiser for `rows` of the batch. `work` counts the units (blocks, modules)
-    run, times rows; `spared` how often the unit at a place was replaced.
+    run, times rows; `spared` how often the unit at a place was replaced. `errors` are those of the
+    forecast at the block that checks it, one per row.
     """
 
     mode: Mode
@@ -280,6 +281,7 @@ class Pass:
     work: float = 0.0
     at: list[float] | None = None
     spared: dict[Hashable, float] = field(default_factory=dict)
+    errors: list[float] | None = None
 
     def run(
         self, call_next: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

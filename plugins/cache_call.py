@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skipstep.caching.base import Choice, Seen, Step, decides_inside
+from skipstep.caching.base import Choice, Seen, Step, VerifyingGate, decides_inside
 from skipstep.caching.passes import Pass, Split
 from skipstep.caching.spans.guidance import Guidance, Pairs
 from skipstep.caching.spans.output import Output, WholeCall
@@ -245,6 +245,9 @@ class DenoiserCall:
         if isinstance(cache.parts.span, Output):
             self._keep_output(pass_, output)
         self._count(pass_)
+        gate = cache.parts.gate
+        if pass_.errors is not None and isinstance(gate, VerifyingGate):
+            gate.verify(self.memory.gate_state, rows, pass_.errors)
         if pass_.mode != "skip":
             if self.signal is None:
                 self.signal = pass_.signal

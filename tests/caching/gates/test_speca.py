@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from skipstep.caching.base import Seen, Step
+from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.gates.speca import SpeCaGate
 from skipstep.caching.product import Cache
 from skipstep.caching.spans.residual import Residual
@@ -53,7 +54,7 @@ def test_the_error_is_that_of_the_last_block_run_on_the_forecast(family: str) ->
     hook = stacks[-1][-1].register_forward_hook(note, with_kwargs=True)
     gate = SpeCaGate(threshold=1e9, decay=1.0)
     plugin = Cache(
-        gate=gate, forecaster="reuse", span=Residual(last_blocks=1), warmup_steps=2, final_steps=0
+        gate=gate, forecaster=Reuse(), span=Residual(last_blocks=1), warmup_steps=2, final_steps=0
     )
     with enabled(tiny, plugin) as handle:
         run(tiny, steps=6)
@@ -81,7 +82,7 @@ def test_a_smaller_threshold_computes_more_and_a_large_one_ends_at_the_limit() -
         with enabled(tiny, plugin) as handle:
             run(tiny, steps=STEPS)
             fractions.append(handle.report().fraction)
-    blocks = sum(len(stack) for stack in ([0] * 4,))
+    blocks = 4
     every_other = (2 + 3 + 3 / blocks) / STEPS  # a skip is always tried behind a computed step
     assert fractions[0] == pytest.approx(every_other)
     assert fractions[0] >= fractions[1] >= fractions[2]

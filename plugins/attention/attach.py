@@ -100,7 +100,8 @@ class DenoiserAttention:
         named = {name: given[name] for name in (*self.parameters, *given) if name in given}
         module = self.denoiser.module
         with run.inside(module, named):
-            call = AttentionCall(self, run, *run.enter(module, named), named)
+            step, branch = run.enter(module, named)
+            call = AttentionCall(self, run, step, branch, named)
             with standing_in(self.points), listening(call):
                 return call_next(*args, **kwargs)
 
@@ -141,9 +142,7 @@ def layers_of(denoiser: Denoiser, paths: list[str]) -> list[Any]:
     names = {id(module): path for path, module in denoiser.inner.named_modules()}
     blocks = [block for stack in denoiser.stacks for block in stack]
     found = [
-        block
-        for block in blocks
-        if any(path.startswith(f"{names[id(block)]}.") for path in paths)
+        block for block in blocks if any(path.startswith(f"{names[id(block)]}.") for path in paths)
     ]
     if found:
         return found

@@ -46,7 +46,7 @@ class AttentionCall:
 
     @contextlib.contextmanager
     def in_layer(self, number: int) -> Iterator[None]:
-        """Be in one layer; what is attended to outside of all, in a text refiner say, is not ours."""
+        """Be in one layer; attention outside of all layers, in a text refiner say, is not ours."""
         before, self.layer, self.nth = (self.layer, self.nth), number, 0
         try:
             yield

@@ -5,10 +5,10 @@ says so. One block is run twice outside the picture's computation, with the text
 with another; keys that differ are the text's. This costs two block calls, once.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 
 from skipstep.plugins.attention.reach import listening
@@ -64,5 +64,6 @@ def _first_keys(block: nn.Module, named: dict[str, Any]) -> Tensor | None:
     """Run a block past its seams, and past what is compiled, and return the keys it attends to."""
     watch = _Watch()
     with torch.no_grad(), running(None), listening(watch):
-        block._call_impl(**named)
+        call: Callable[..., Any] = block._call_impl
+        call(**named)
     return watch.keys

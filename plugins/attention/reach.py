@@ -110,13 +110,14 @@ def _is_cross(path: str, module: nn.Module) -> bool:
 
 
 def _calls_torch(cls: type) -> bool:
-    call = getattr(cls, "__call__", None)
+    call = cls.__call__
     if not isinstance(call, types.FunctionType):
         return False
     functional = call.__globals__.get("F")
     return functional is torch.nn.functional and FUNCTION in call.__code__.co_names
 
 
+_CLASSES: dict[type, type] = {}
 # What is on a processor now: how many denoiser calls hold it, and what it was before.
 _HELD: dict[int, tuple[int, Any]] = {}
 _LOCK = threading.Lock()
@@ -167,9 +168,16 @@ def _release(point: Point) -> None:
             setattr(processor, ATTRIBUTE, before)
 
 
-@functools.cache
 def listening_class(cls: type) -> type:
-    """Return a subclass of a processor that calls our attention where `cls` calls torch's."""
+    """Return a subclass of a processor that calls our attention where `cls` calls torch's; always
+    the same one, for what is compiled is compiled for a class.
+    """
+    if cls not in _CLASSES:
+        _CLASSES[cls] = _make_listening_class(cls)
+    return _CLASSES[cls]
+
+
+def _make_listening_class(cls: type) -> type:
     functional = types.ModuleType("skipstep_functional")
     vars(functional).update(vars(torch.nn.functional))
     setattr(functional, FUNCTION, attention)
@@ -206,7 +214,8 @@ def backend_over(before: AttentionBackendName | None) -> AttentionBackendName:
     ) -> Tensor:
         if torch.compiler.is_compiling():
             tail = scale, enable_gqa, "" if before is None else before.value
-            return dispatched_op(query, key, value, attn_mask, dropout_p, is_causal, *tail)
+            found: Tensor = dispatched_op(query, key, value, attn_mask, dropout_p, is_causal, *tail)
+            return found
         return _dispatched(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, before
         )
@@ -321,9 +330,7 @@ def dispatched_op(
     before: str,
 ) -> Tensor:
     backend = AttentionBackendName(before) if before else None
-    found = _dispatched(
-        query, key, value, mask, dropout_p, is_causal, scale, enable_gqa, backend
-    )
+    found = _dispatched(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa, backend)
     return found.clone(memory_format=torch.contiguous_format)
 
 

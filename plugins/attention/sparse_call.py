@@ -25,7 +25,12 @@ from skipstep.plugins.attention.methods.base import Choice, Scene, SparseAttenti
 
 __all__ = ["Outcome", "attend_sparsely", "break_even", "fewest_tokens"]
 
-BREAK_EVEN = {("cuda", True): 0.75, ("cuda", False): 0.75, ("cpu", False): 0.70, ("cpu", True): 0.55}
+BREAK_EVEN = {
+    ("cuda", True): 0.75,
+    ("cuda", False): 0.75,
+    ("cpu", False): 0.70,
+    ("cpu", True): 0.55,
+}
 """(device, is half precision) -> density from which on dense attention is as fast."""
 
 

@@ -36,7 +36,9 @@ class ASA(SparseAttention):
     """Keep the blocks whose sampled tokens hold the mass."""
 
     name: ClassVar[str] = "asa"
-    summary: ClassVar[str] = "Sparse attention by sampled tokens, blocks along a space-filling curve."
+    summary: ClassVar[str] = (
+        "Sparse attention by sampled tokens, blocks along a space-filling curve."
+    )
     paper: ClassVar[str] = (
         "Video-BLADE: Block-Sparse Attention Meets Step Distillation for Efficient Video "
         "Generation (arXiv:2508.10774)"

@@ -119,7 +119,8 @@ def any_in_block(flags: Bool[Tensor, "*b n"], block: int) -> Bool[Tensor, "*b bl
     [True, False, False]
     """
     padded = torch.nn.functional.pad(flags, (0, -flags.shape[-1] % block))
-    return padded.unflatten(-1, (-1, block)).any(-1)
+    found: Tensor = padded.reshape(*padded.shape[:-1], -1, block).any(-1)
+    return found
 
 
 class AttentionPlugin(ABC):

@@ -28,9 +28,7 @@ from skipstep.plugins.attention.methods.selection import pooled_scores
 __all__ = ["Draft", "largest_of_all"]
 
 
-def largest_of_all(
-    scores: Float[Tensor, "b h nq nk"], share: float
-) -> Bool[Tensor, "b h nq nk"]:
+def largest_of_all(scores: Float[Tensor, "b h nq nk"], share: float) -> Bool[Tensor, "b h nq nk"]:
     """Keep the largest share of all entries of a head, and the largest of every row.
 
     >>> largest_of_all(torch.tensor([[[[0.9, 0.8], [0.2, 0.1]]]]), 0.5).tolist()

@@ -42,7 +42,7 @@ def blocks_that_see(
 
 def remembered(scene: Scene, make: Callable[[], Any]) -> Any:
     """Make what depends on the layout alone once per run and layer."""
-    key = "static", scene.places.shape[0], scene.grid
+    key = f"static {scene.places.shape[0]} {scene.grid}"
     if key not in scene.memory:
         scene.memory[key] = make()
     return scene.memory[key]

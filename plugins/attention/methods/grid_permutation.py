@@ -41,9 +41,7 @@ def strides_of(grid: Grid) -> list[int]:
     return list(dict.fromkeys(strides))
 
 
-def phase_order(
-    picture: int, n: int, stride: int, device: torch.device
-) -> Int[Tensor, " n"]:
+def phase_order(picture: int, n: int, stride: int, device: torch.device) -> Int[Tensor, " n"]:
     """Return the picture's slots by phase and then by period, with the text behind.
 
     >>> phase_order(6, 7, 3, torch.device("cpu")).tolist()

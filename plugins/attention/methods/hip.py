@@ -19,6 +19,7 @@ import pydantic
 import torch
 from jaxtyping import Float
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from skipstep.kernels.block_pool import block_mean
 from skipstep.plugins.attention.methods.base import Choice, Scene, SparseAttention

@@ -40,9 +40,7 @@ class Nabla(SparseAttention):
 
     name: ClassVar[str] = "nabla"
     summary: ClassVar[str] = "Sparse attention by block means plus a window of tiles."
-    paper: ClassVar[str] = (
-        "NABLA: Neighborhood Adaptive Block-Level Attention (arXiv:2507.13546)"
-    )
+    paper: ClassVar[str] = "NABLA: Neighborhood Adaptive Block-Level Attention (arXiv:2507.13546)"
     takes_mass: ClassVar[bool] = True
     default_mass: ClassVar[float | None] = 0.9
 

@@ -28,12 +28,11 @@ def attention_of(scene: Scene, rows: Int[Tensor, " r"]) -> Float[Tensor, "b h r 
     return logits.softmax(-1)
 
 
-def block_sums(
-    attention: Float[Tensor, "b h r n"], block: int
-) -> Float[Tensor, "b h r blocks"]:
+def block_sums(attention: Float[Tensor, "b h r n"], block: int) -> Float[Tensor, "b h r blocks"]:
     """Return how much of each row lies in each key block."""
     padded = torch.nn.functional.pad(attention, (0, -attention.shape[-1] % block))
-    return padded.unflatten(-1, (-1, block)).sum(-1)
+    found: Tensor = padded.reshape(*padded.shape[:-1], -1, block).sum(-1)
+    return found
 
 
 def held_by(

@@ -95,7 +95,9 @@ def _pieces(scene: Scene, block: int) -> tuple[Tensor, Tensor, Tensor]:
     place = (scene.places[is_picture] % (rows * columns)).float()
     number = slot[is_picture] // block
     pieces, piece = torch.unique(number * scene.grid[0] + frame, return_inverse=True)
-    count = torch.zeros(len(pieces), device=place.device).index_add_(0, piece, torch.ones_like(place))
+    count = torch.zeros(len(pieces), device=place.device).index_add_(
+        0, piece, torch.ones_like(place)
+    )
     middle = torch.zeros_like(count).index_add_(0, piece, place) / count
     table = torch.zeros(-(-slot.shape[0] // block), len(pieces), device=place.device)
     table[pieces // scene.grid[0], torch.arange(len(pieces), device=place.device)] = 1.0

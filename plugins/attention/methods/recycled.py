@@ -30,7 +30,9 @@ class Recycled(SparseAttention):
     """Choose blocks by the exact attention of an earlier step."""
 
     name: ClassVar[str] = "recycled"
-    summary: ClassVar[str] = "Sparse attention in the blocks that held the attention of a dense step."
+    summary: ClassVar[str] = (
+        "Sparse attention in the blocks that held the attention of a dense step."
+    )
     paper: ClassVar[str] = (
         "Recycled Attention: Efficient Inference for Long-Context Language Models (Xu et al. 2024)"
     )

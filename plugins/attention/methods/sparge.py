@@ -11,9 +11,9 @@ small scores add up, and on blocks of unlike tokens, which it therefore keeps.
     keep (i, j)   where P_ij is among the largest of its row by share or by mass,
                   or s_i <= theta, or s_j <= theta
 
-Differs from the authors' code: the block that crosses the mass is kept (theirs stops short of it); a
-row whose keys are all unlike keeps them all instead of becoming NaN; there is no second stage that
-drops weak tiles inside the kernel; text is kept.
+Differs from the authors' code: the block that crosses the mass is kept (theirs stops short of it);
+a row whose keys are all unlike keeps them all instead of becoming NaN; there is no second stage
+that drops weak tiles inside the kernel; text is kept.
 """
 
 from typing import Annotated, ClassVar

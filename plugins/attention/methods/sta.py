@@ -64,9 +64,7 @@ class SlidingTile(SparseAttention):
 
     name: ClassVar[str] = "sta"
     summary: ClassVar[str] = "Sparse attention in a window of tiles around each tile."
-    paper: ClassVar[str] = (
-        "Fast Video Generation with Sliding Tile Attention (arXiv:2502.04507)"
-    )
+    paper: ClassVar[str] = "Fast Video Generation with Sliding Tile Attention (arXiv:2502.04507)"
     default_keep: ClassVar[float | None] = 0.3
 
     tile: Annotated[

@@ -85,7 +85,9 @@ def band(scene: Scene, width: float) -> Bool[Tensor, "1 1 nq nk"]:
     """Return the pairs of blocks that hold tokens less than `width` slots apart."""
     start_q = torch.arange(scene.nq, device=scene.q.device)[:, None] * scene.block_q
     start_k = torch.arange(scene.nk, device=scene.q.device) * scene.block_k
-    apart = (start_k - (start_q + scene.block_q - 1)).maximum(start_q - (start_k + scene.block_k - 1))
+    apart = (start_k - (start_q + scene.block_q - 1)).maximum(
+        start_q - (start_k + scene.block_k - 1)
+    )
     return (apart < width)[None, None]
 
 

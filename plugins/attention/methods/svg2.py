@@ -82,6 +82,6 @@ class SVG2(SparseAttention):
         iterations = self.first_iterations if before is None else self.iterations
         found = kmeans(tokens, count, iterations=iterations, init=before)
         scene.memory[which] = found.centroids
-        order = sorted_by_cluster(found.ids).unflatten(0, (b, h)).long()
+        order = sorted_by_cluster(found.ids).reshape(b, h, -1).long()
         behind = torch.arange(picture, n, device=x.device).expand(b, h, -1)
         return torch.cat([order, behind], dim=-1)

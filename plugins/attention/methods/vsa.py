@@ -1,8 +1,8 @@
 """Video Sparse Attention: cubes of tokens, and for every cube the cubes its mean looks at.
 
 "VSA: Faster Video Diffusion with Trainable Sparse Attention", Zhang et al. 2025 (arXiv:2505.13389).
-A coarse attention over cubes of 4 x 4 x 4 tokens picks, for every cube, the `keep` share of cubes in
-which fine attention runs. Made to be trained; used on a model that was not, it is a top-k by means.
+A coarse attention over cubes of 4 x 4 x 4 tokens picks, for every cube, the `keep` share of cubes
+in which fine attention runs. Made to be trained; on a model that was not, it is a top-k by means.
 
     q_c, k_c, v_c   means over the valid tokens of cube c
     S = q_c k_c^T scale;   fine attention of cube c runs in the top-k cubes of row c of S

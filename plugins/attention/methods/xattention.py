@@ -2,8 +2,8 @@
 
 "XAttention: Block Sparse Attention with Antidiagonal Scoring", Xu et al. 2025 (arXiv:2503.16428).
 Every vertical and every slash line of attention crosses the antidiagonals of a block, so strided
-sums along them find both; estimating costs 1/S of the attention map. Fails where attention is spread
-evenly, when nothing can be left out at the mass that is asked for.
+sums along them find both; estimating costs 1/S of the attention map. Fails where attention is
+spread evenly, when nothing can be left out at the mass that is asked for.
 
     K' = [K_0, K_1, ..., K_(S-1)]   every S-th token from token i on, side by side (width S d)
     Q' = [Q_(S-1), ..., Q_1, Q_0]

@@ -43,6 +43,7 @@ BUILTIN: dict[str, str] = {
     "pab": "skipstep.caching.pab:PAB",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "seacache": "skipstep.caching.seacache:SeaCache",
+    "solver": "skipstep.samplers.solvers.solver:Solver",
     "spectrum": "skipstep.caching.spectrum:Spectrum",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
     "teacache": "skipstep.caching.teacache:TeaCache",

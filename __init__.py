@@ -43,6 +43,8 @@ _LAZY = {
     "TGate": "skipstep.caching.tgate",
     "TeaCache": "skipstep.caching.teacache",
     "Scheduler": "skipstep.samplers.scheduler",
+    "Solver": "skipstep.samplers.solvers.solver",
+    "ExponentialAdamsScheduler": "skipstep.samplers.solvers.scheduler",
     "PluginError": "skipstep.plugins.errors",
     "Report": "skipstep.plugins.report",
     "autotune": "skipstep.pipelines.autotune",

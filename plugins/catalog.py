@@ -53,6 +53,7 @@ BUILTIN: dict[str, str] = {
     "recycled": "skipstep.plugins.attention.methods.recycled:Recycled",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "seacache": "skipstep.caching.seacache:SeaCache",
+    "solver": "skipstep.samplers.solvers.solver:Solver",
     "sparge": "skipstep.plugins.attention.methods.sparge:Sparge",
     "speca": "skipstep.caching.speca:SpeCa",
     "spectrum": "skipstep.caching.spectrum:Spectrum",

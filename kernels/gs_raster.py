@@ -61,8 +61,8 @@ def rasterize_gaussians_ref(
         image, alpha = composite_ref(
             sigma, opacities[view, order], features[view, order], alpha_max=alpha_max
         )
-        images.append(image.unflatten(0, (height, width)))
-        alphas.append(alpha.unflatten(0, (height, width)))
+        images.append(image.reshape(height, width, -1))
+        alphas.append(alpha.reshape(height, width))
     return over(torch.stack(images), torch.stack(alphas), background)
 
 
@@ -111,7 +111,7 @@ class Composite(torch.autograd.Function):
     """Tiles of weighted feature sums; inputs are flat over views, ln o stands for the opacity."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # torch types it as (ctx, *args)
+    def forward(
         ctx: Any, splats: Tensor, features: Tensor, lists: TileLists, alpha_max: float
     ) -> Tensor:
         """Return [lists, p, c] from splats [m, 6] = (x, y, A, B, C, ln o) and features [m, c]."""
@@ -124,13 +124,13 @@ class Composite(torch.autograd.Function):
         active = counts.nonzero()[:, 0]
         start = 0
         while len(active):
-            for block in active.split(BLOCK):
+            for block in torch.split(active, BLOCK):
                 at = lists.offsets[block, None] + start + steps  # [t, k]
                 inside = at < lists.offsets[block + 1, None]
                 rows = lists.ids[at.clamp_max_(len(lists.ids) - 1)]
                 coefficients, local = local_polynomials(splats[rows], centres[block], inside)
                 alpha = (coefficients @ mono).exp_().clamp_max_(alpha_max)  # [t, k, p]
-                torch.nn.functional.threshold_(alpha, ALPHA_MIN, 0.0)
+                torch.threshold_(alpha, ALPHA_MIN, 0.0)
                 after = 1 - alpha
                 first = T[block]
                 after[:, 0] *= first
@@ -157,8 +157,7 @@ class Composite(torch.autograd.Function):
         mono, alpha_max = ctx.mono, ctx.alpha_max
         behind = g.new_zeros(g.shape[:2])
         of_splats, of_features = (g.new_zeros(shape) for shape in ctx.sizes)
-        while ctx.saved:
-            block, rows, inside, coefficients, local, alpha, before, chosen = ctx.saved.pop()
+        for block, rows, inside, coefficients, local, alpha, before, chosen in reversed(ctx.saved):
             g_block = g[block]  # [t, p, c]
             gd = chosen @ g_block.mT  # [t, k, p]
             weights = alpha * before
@@ -208,7 +207,7 @@ def untile(
 ) -> Float[Tensor, "v height width c"]:
     """Put tiles together to views and cut what hangs over the border."""
     size = lists.tile
-    grid = tiles.unflatten(1, (size, size)).unflatten(0, (-1, lists.rows, lists.columns))
+    grid = tiles.reshape(-1, lists.rows, lists.columns, size, size, tiles.shape[-1])
     image = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return image[:, :height, :width]
 
@@ -244,6 +243,7 @@ def rasterize_gaussians(
     splats = torch.cat([means2d, conics, log_opacities[..., None]], -1).flatten(0, 1)
     # Alpha is the sum of the weights: one more feature that is always 1.
     ones = torch.ones_like(features[..., :1])
-    tiles = Composite.apply(splats, torch.cat([features, ones], -1).flatten(0, 1), lists, alpha_max)
+    flat = torch.cat([features, ones], -1).flatten(0, 1)
+    tiles: Tensor = Composite.apply(splats, flat, lists, alpha_max)  # type: ignore[no-untyped-call]  # torch's
     result = untile(tiles, lists, width=width, height=height)
     return over(result[..., :-1], result[..., -1], background)

@@ -107,7 +107,7 @@ def log_prior(
 class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # untyped bases
     """Posed pictures to Gaussians; see the module's docstring. Near and far bound the depths."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers is untyped
     def __init__(
         self,
         stride: int = 2,
@@ -136,7 +136,7 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
         self.leave = nn.Conv2d(fine, planes + 11, 3, padding=1)
         # The untrained model is the prior itself.
         nn.init.normal_(self.leave.weight, std=1e-3)
-        nn.init.zeros_(self.leave.bias)
+        nn.init.constant_(self.leave.get_parameter("bias"), 0.0)
 
     @property
     def planes(self) -> Float[Tensor, " d"]:
@@ -161,7 +161,9 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
                 f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]} do not fit: both sizes "
                 f"must be multiples of {4 * stride}; resize them and the cameras with them"
             )
-        small = F.avg_pool2d(pictures.flatten(0, 1), stride).unflatten(0, (b, v))
+        small = F.avg_pool2d(pictures.flatten(0, 1), stride).reshape(
+            b, v, 4, *[size // stride for size in pictures.shape[-2:]]
+        )
         height, width = small.shape[-2:]
         K = K / K.new_tensor([[stride], [stride], [1.0]])
         with torch.no_grad():
@@ -174,7 +176,7 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
 
         p = torch.softmax(log_prior(occ, dif, self.hazard) + 4 * raw[:, :, : len(self.planes)], 2)
         z = torch.einsum("bvdhw,d->bvhw", p, self.planes)
-        rgb, scale, quat, opacity = raw[:, :, len(self.planes) :].split([3, 3, 4, 1], 2)
+        rgb, scale, quat, opacity = torch.split(raw[:, :, len(self.planes) :], [3, 3, 4, 1], 2)
         alpha = small[:, :, 3:]
         # The pictures are over white: take the white out again.
         bare = ((small[:, :, :3] - (1 - alpha)) / alpha.clamp_min(0.3)).clamp(0, 1)
@@ -202,16 +204,15 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
         middle = self.middle_in(self.down_middle(fine), None)
         coarse = self.coarse_in(self.down_coarse(middle), None)
         height, width = coarse.shape[-2:]
-        tokens = coarse.flatten(2).mT.unflatten(0, (b, v)).flatten(1, 2)  # [b, v height width, c]
+        tokens = coarse.flatten(2).mT.reshape(b, v * height * width, -1)  # [b, v height width, c]
         for block in self.transformer_blocks:
             tokens = block(tokens)
-        coarse = (
-            tokens.unflatten(1, (v, height * width)).flatten(0, 1).mT.unflatten(-1, (height, -1))
-        )
+        coarse = tokens.reshape(b * v, height * width, -1).mT.reshape(b * v, -1, height, width)
         up = F.interpolate(coarse, scale_factor=2.0)
         up = F.interpolate(self.middle_out(torch.cat([up, middle], 1), None), scale_factor=2.0)
         up = self.fine_out(torch.cat([up, fine], 1), None)
-        return self.leave(F.silu(up)).unflatten(0, (b, v))
+        out: Tensor = self.leave(F.silu(up))
+        return out.reshape(b, v, *out.shape[1:])
 
 
 def residual(inside: int, outside: int) -> nn.Module:

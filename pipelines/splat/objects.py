@@ -182,7 +182,7 @@ def picture(
     o = cameras.centres[:, None, None].expand_as(d)
     colour, z = trace(parts, o.reshape(-1, 3), d.reshape(-1, 3))
     hit = (z < MISSED).to(z.dtype)[:, None]
-    values = torch.cat([colour, hit, hit * z[:, None]], -1).unflatten(0, d.shape[:3])
+    values = torch.cat([colour, hit, hit * z[:, None]], -1).reshape(*d.shape[:3], 5)
     values = torch.nn.functional.avg_pool2d(values.permute(0, 3, 1, 2), per_pixel)
     depth = values[:, 4] / values[:, 3].clamp_min(1e-6)
     return (values[:, :4] * 255).round().to(torch.uint8), depth

@@ -68,7 +68,7 @@ def render_targets(
         height=SIZE,
         background=image_white(gaussians.colours),
     )
-    return image.unflatten(0, (b, v)), alpha.unflatten(0, (b, v))
+    return image.reshape(b, v, *image.shape[1:]), alpha.reshape(b, v, *alpha.shape[1:])
 
 
 def image_white(like: Tensor) -> Float[Tensor, " 3"]:
@@ -119,7 +119,8 @@ def loss_of(model: Any, batch: tuple[Tensor, ...]) -> Tensor:
     z = pool(depths * mask, stride) / covered.clamp_min(1e-6)
     solid = (covered > 0.5).float()
     off = ((gaussians.z - z).abs() * solid).sum() / solid.sum().clamp_min(1.0)
-    return loss + 0.05 * off
+    total: Tensor = loss + 0.05 * off
+    return total
 
 
 def psnr(image: Tensor, wanted: Tensor) -> float:

@@ -169,7 +169,7 @@ def test_grouped_queries_equal_repeated_keys_and_layouts_agree() -> None:
 )
 def test_the_kernel_computes_what_torch_emulates(options: dict[str, Any]) -> None:
     q, k, v = (x[:, :, :250].to(DEVICE) for x in peaked(8.0))
-    lists = ragged_lists(1)
+    lists = ragged_lists(1).to(DEVICE)
     o, lse = quantized_attention(q, k, v, lists, return_lse=True, backend=KERNEL, **options)
     expected, expected_lse = quantized_attention(
         q, k, v, lists, return_lse=True, backend="torch", **options

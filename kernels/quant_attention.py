@@ -184,9 +184,9 @@ def emulated_attention(
             rows = torch.arange(nq * block_q, device=v.device).clamp_max(n - 1) // GROUP_Q
             columns = (j[..., None] * block_k + key).clamp_max(m - 1)  # [b, h, nq, block_k]
             row = rows.view(nq, block_q)[None, None, :, :, None]
-            each = torch.arange(heads, device=v.device)[:, None, None, None]
-            s = s + quant.bias[b[..., None, None], each, row, columns[..., None, :]]
-        seen = inside.expand(-1, heads, -1, -1)[b, torch.arange(heads)[:, None], j]
+            head = torch.arange(heads, device=v.device)[:, None, None, None]
+            s = s + quant.bias[b[..., None, None], head, row, columns[..., None, :]]
+        seen = inside[b, 0, j]
         seen = (seen & listed[..., None])[..., None, :]
         s = torch.where(seen, s * (scale * LOG2_E), -math.inf)
         m_new = torch.maximum(highest, s.amax(-1, keepdim=True))

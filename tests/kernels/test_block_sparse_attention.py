@@ -19,6 +19,8 @@ from skipstep.kernels.block_sparse_attention import (
 
 torch.set_num_threads(1)
 
+BACKENDS = ["torch", "triton" if torch.cuda.is_available() else "interpret"]
+
 # Relative L2 distance to float64 over the same inputs (docs/kernels.md).
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
@@ -76,13 +78,16 @@ def assert_is_attention(
 ) -> None:
     """Compare output and log-sum-exp with float64."""
     expected, expected_lse = definition(case, **options)
+    if backend == "triton":
+        case = Case(case.q.cuda(), case.k.cuda(), case.v.cuda(), case.lists.to("cuda"))
     o, lse = block_sparse_attention(*case, return_lse=True, backend=backend, **options)
     assert o.dtype == case.q.dtype and o.isfinite().all()
+    o, lse = o.cpu(), lse.cpu()
     assert relative_l2(o, expected) < (tolerance or TOLERANCE[case.q.dtype])
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("backend", ["torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_equals_the_definition_in_float64(backend: str, dtype: torch.dtype) -> None:
     assert_is_attention(make_case(0, dtype=dtype, batch=2), backend)
@@ -201,6 +206,72 @@ def test_results_over_two_halves_merge_to_the_whole() -> None:
 def test_huge_scores_stay_finite() -> None:
     # Scores near 1e4 carry an error of 1e-3 in fp32 before any exponential is taken.
     assert_is_attention(make_case(9, size=1e4), "torch", tolerance=5e-3)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_gradients_are_those_of_the_definition(kv_heads: int) -> None:
+    case = make_case(11, batch=2, kv_heads=kv_heads, n=100, m=70, d=16, dtype=torch.float64)
+    lens = torch.tensor([70, 41])
+    inputs = [x.requires_grad_() for x in case[:3]]
+    weights, lse_weights = torch.randn(case.q.shape), torch.randn(case.q.shape[:3])
+
+    def gradients(o: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        loss = (o * weights).sum() + (lse * lse_weights)[lse.isfinite()].sum()
+        return torch.autograd.grad(loss, inputs)
+
+    actual = gradients(*block_sparse_attention(*case, kv_lens=lens, return_lse=True))
+    expected = gradients(*block_sparse_attention_ref(*case, kv_lens=lens))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "dtype", "d"),
+    [(1, torch.float32, 32), (2, torch.bfloat16, 32), (2, torch.float32, 80)],
+)
+def test_the_kernels_gradients_are_those_of_the_definition(
+    kv_heads: int, dtype: torch.dtype, d: int
+) -> None:
+    case = make_case(14, kv_heads=kv_heads, n=100, m=150, d=d, block_k=64, density=0.6, dtype=dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lens = torch.tensor([140])
+    weights, lse_weights = torch.randn(case.q.shape), torch.randn(case.q.shape[:3])
+
+    def gradients(attention: Any, wide: torch.dtype, place: str, **options: Any) -> Any:
+        inputs = [x.to(place, wide).requires_grad_() for x in case[:3]]
+        lists = case.lists.to(place)
+        o, lse = attention(*inputs, lists, kv_lens=lens.to(place), **options)
+        loss = (o * weights.to(o)).sum() + (lse * lse_weights.to(lse))[lse.isfinite()].sum()
+        return torch.autograd.grad(loss, inputs)
+
+    kernel = {"return_lse": True, "backend": BACKENDS[1]}
+    actual = gradients(block_sparse_attention, dtype, device, **kernel)
+    expected = gradients(block_sparse_attention_ref, torch.float64, "cpu")
+    for a, e in zip(actual, expected, strict=True):
+        assert relative_l2(a.cpu(), e) < {torch.float32: 5e-6, torch.bfloat16: 2e-2}[dtype]
+
+
+def test_torch_accepts_the_op() -> None:
+    case = make_case(12, n=70, m=50, d=16)
+    lists = case.lists
+    tensors = [x.requires_grad_() for x in case[:3]]
+    rest = (lists.idx, lists.cnt, None, None, None, 64, 32, 2, 0.25, 0.0, "auto")
+    # Dispatch under compilation is tested in test_compiled.py.
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    op = torch.ops.skipstep.block_sparse_attention
+    torch.library.opcheck(op, (*tensors, *rest), test_utils=checks)
+
+
+@pytest.mark.usefixtures("as_users_see_it")
+def test_a_compiled_graph_has_no_break() -> None:
+    case = make_case(13)
+
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        o, lse = block_sparse_attention(2 * q, k, v, case.lists, return_lse=True)
+        return o + lse.clamp_min(0)[..., None]
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*case[:3]), layer(*case[:3]))
 
 
 @pytest.mark.usefixtures("as_users_see_it")

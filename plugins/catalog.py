@@ -36,6 +36,7 @@ BUILTIN: dict[str, str] = {
     "draft": "skipstep.plugins.attention.methods.draft:Draft",
     "duca": "skipstep.caching.duca:DuCa",
     "easycache": "skipstep.caching.easycache:EasyCache",
+    "evit": "skipstep.plugins.tokens.evit:EViT",
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "flexprefill": "skipstep.plugins.attention.methods.flexprefill:FlexPrefill",
     "foca": "skipstep.caching.foca:FoCa",
@@ -55,6 +56,7 @@ BUILTIN: dict[str, str] = {
     "seacache": "skipstep.caching.seacache:SeaCache",
     "solver": "skipstep.samplers.solvers.solver:Solver",
     "sparge": "skipstep.plugins.attention.methods.sparge:Sparge",
+    "spatten": "skipstep.plugins.tokens.spatten:SpAtten",
     "speca": "skipstep.caching.speca:SpeCa",
     "spectrum": "skipstep.caching.spectrum:Spectrum",
     "sta": "skipstep.plugins.attention.methods.sta:SlidingTile",
@@ -64,8 +66,10 @@ BUILTIN: dict[str, str] = {
     "teacache": "skipstep.caching.teacache:TeaCache",
     "textkv": "skipstep.caching.textkv:TextKV",
     "tgate": "skipstep.caching.tgate:TGate",
+    "tome": "skipstep.plugins.tokens.tome:ToMe",
     "vsa": "skipstep.plugins.attention.methods.vsa:VSA",
     "xattention": "skipstep.plugins.attention.methods.xattention:XAttention",
+    "zipvl": "skipstep.plugins.tokens.zipvl:ZipVL",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -58,6 +58,16 @@ class BlockLists:
         """Number of query blocks."""
         return self.cnt.shape[2]
 
+    def to(self, device: torch.device | str) -> "BlockLists":
+        """Return the same lists on a device."""
+        return replace(
+            self,
+            idx=self.idx.to(device),
+            cnt=self.cnt.to(device),
+            order=None if self.order is None else self.order.to(device),
+            kv_valid=None if self.kv_valid is None else self.kv_valid.to(device),
+        )
+
     def density(self) -> Float[Tensor, ""]:
         """Return the share of block pairs that is kept, 0 to 1, on the lists' device."""
         return self.cnt.float().mean() / max(self.blocks_k, 1)

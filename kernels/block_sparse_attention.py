@@ -50,16 +50,27 @@ def valid_rows(
     return rows if kv_valid is None else rows.minimum(kv_valid.cpu().long())
 
 
+def keys_inside(
+    lists: BlockLists, batch: int, m: int, kv_lens: Int[Tensor, " b"] | None
+) -> Bool[Tensor, "b m"]:
+    """Say which keys are not padding, on the lists' device."""
+    position = torch.arange(m, device=lists.idx.device)
+    inside = torch.ones(batch, m, dtype=torch.bool, device=lists.idx.device)
+    if kv_lens is not None:
+        inside = position < kv_lens[:, None]
+    if lists.kv_valid is not None:
+        block = position // lists.block_k
+        inside = inside & (position - block * lists.block_k < lists.kv_valid[block])
+    return inside
+
+
 def kept_keys(
     lists: BlockLists, n: int, m: int, batch: int, kv_lens: Int[Tensor, " b"] | None = None
 ) -> Bool[Tensor, "b h n m"]:
     """Return which keys each query attends to: the lists, token by token."""
-    rows = valid_rows(batch, m, lists.blocks_k, lists.block_k, lists.kv_valid, kv_lens)
-    position = torch.arange(m)
-    inside = position % lists.block_k < rows[:, position // lists.block_k]  # [b, m]
     kept = lists.to_bool().repeat_interleave(lists.block_q, 2)[:, :, :n]
     kept = kept.repeat_interleave(lists.block_k, 3)[..., :m]
-    return kept & inside.to(kept.device)[:, None, None]
+    return kept & keys_inside(lists, batch, m, kv_lens)[:, None, None]
 
 
 def block_sparse_attention_ref(

@@ -1,0 +1,238 @@
+"""One or more cases per kernel: inputs, the call, and how exact it must be.
+
+A new kernel file needs one entry in CASES, or a test says so. Sizes are drawn on the device; with
+`tiny` they take milliseconds on a CPU, through the same calls.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skipstep.kernels.block_layout import BlockLists, blocks_of, from_bool, longest_first
+from skipstep.kernels.block_pool import block_mean, block_stats
+from skipstep.kernels.block_scores import antidiagonal_scores, sampled_scores
+from skipstep.kernels.block_sparse_attention import block_sparse_attention
+from skipstep.kernels.delta import delta_correct
+from skipstep.kernels.kmeans import kmeans
+from skipstep.kernels.permute import gather_tokens
+from skipstep.kernels.quant_attention import quantized_attention
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+
+Inputs = tuple[Tensor, ...]
+Outputs = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one op.
+
+    Args:
+        op: the op's file in kernels/, without `.py`.
+        label: what distinguishes this case.
+        make: draws the inputs on a device, tiny or as large as in a real model.
+        call: takes the inputs and `backend=`, returns the outputs.
+        tolerance: largest relative L2 distance of an output from the reference.
+        exact: whether the reference takes float64 inputs; else those of the case.
+    """
+
+    op: str
+    label: str
+    make: Callable[[torch.device, bool], Inputs]
+    call: Callable[..., Outputs]
+    tolerance: float
+    exact: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name the case."""
+        return f"{self.op}/{self.label}"
+
+
+def reference(case: Case, inputs: Inputs) -> Outputs:
+    """Compute the outputs in plain torch on the CPU."""
+    moved = [x.cpu() for x in inputs]
+    if case.exact:
+        moved = [x.double() if x.is_floating_point() else x for x in moved]
+    return case.call(*moved, backend="torch")
+
+
+def relative_error(outputs: Outputs, expected: Outputs) -> float:
+    """Return the largest relative L2 distance of an output; infinite values must agree."""
+    worst = 0.0
+    for actual, wanted in zip(outputs, expected, strict=True):
+        a, w = actual.cpu().double(), wanted.double()
+        if not torch.equal(a.isfinite(), w.isfinite()):
+            return float("inf")
+        a, w = a[w.isfinite()], w[w.isfinite()]
+        worst = max(worst, float((a - w).norm() / w.norm().clamp_min(1e-12)))
+    return worst
+
+
+def uncovered() -> set[str]:
+    """List the ops with a Triton kernel and no case."""
+    files = {path.stem.removesuffix("_triton") for path in KERNELS.glob("*_triton.py")}
+    return files - {case.op for case in CASES}
+
+
+def draw(device: torch.device, dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
+    """Draw normal numbers, the same in every run on one kind of device."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+
+
+def uniform(device: torch.device, *shape: int, seed: int) -> Tensor:
+    """Draw numbers in 0 to 1, the same in every run on one kind of device."""
+    chance: Tensor = torch.special.ndtr(draw(device, torch.float32, *shape, seed=seed))
+    return chance
+
+
+def attention_inputs(
+    dtype: torch.dtype, d: int, n: int, m: int, heads: tuple[int, int], density: float
+) -> Callable[[torch.device, bool], Inputs]:
+    """Draw queries, keys, values, lists as a map, and lengths of the batch entries."""
+
+    def make(device: torch.device, tiny: bool) -> Inputs:
+        (rows, keys) = (n // 16 + 3, m // 16 + 5) if tiny else (n, m)
+        q = draw(device, dtype, 2, heads[0], rows, d)
+        k, v = (draw(device, dtype, 2, heads[1], keys, d, seed=seed) for seed in (1, 2))
+        shape = 2, heads[0], blocks_of(rows, 128), blocks_of(keys, 64)
+        kept = uniform(device, *shape, seed=3) < density
+        return q, k, v, kept, torch.tensor([keys, keys - 7], device=device)
+
+    return make
+
+
+def listed(kept: Tensor) -> BlockLists:
+    """Make lists of a map, the longest first."""
+    return longest_first(from_bool(kept), kept.shape[0], kept.shape[1])
+
+
+def sparse(q: Tensor, k: Tensor, v: Tensor, kept: Tensor, lens: Tensor, **options: Any) -> Outputs:
+    """Call block-sparse attention on a map."""
+    return block_sparse_attention(q, k, v, listed(kept), kv_lens=lens, return_lse=True, **options)
+
+
+def quantised(**settings: Any) -> Callable[..., Outputs]:
+    """Call quantised attention on a map."""
+
+    def call(
+        q: Tensor, k: Tensor, v: Tensor, kept: Tensor, lens: Tensor, **options: Any
+    ) -> Outputs:
+        return quantized_attention(
+            q, k, v, listed(kept), kv_lens=lens, return_lse=True, **settings, **options
+        )
+
+    return call
+
+
+def tokens(dtype: torch.dtype, *others: int) -> Callable[[torch.device, bool], Inputs]:
+    """Draw one tensor per further seed: [1, 24, tokens, 128]."""
+
+    def make(device: torch.device, tiny: bool) -> Inputs:
+        shape = (1, 2, 333, 32) if tiny else (1, 24, 32760, 128)
+        return tuple(draw(device, dtype, *shape, seed=seed) for seed in (0, *others))
+
+    return make
+
+
+def with_order(device: torch.device, tiny: bool) -> Inputs:
+    """Draw tokens and an order of them."""
+    (x,) = tokens(torch.bfloat16)(device, tiny)
+    return x, torch.randperm(x.shape[2], generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def token_lists(device: torch.device, tiny: bool) -> Inputs:
+    """Draw tokens around few centres, [heads, tokens, d], and those centres."""
+    heads, rows, d, k = (2, 300, 32, 5) if tiny else (24, 32760, 128, 300)
+    centres = 20 * draw(device, torch.float32, heads, k, d)
+    ids = torch.arange(rows, device=device) % k
+    return centres[:, ids] + draw(device, torch.float32, heads, rows, d, seed=1), centres
+
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
+CASES: list[Case] = [
+    *(
+        Case("block_sparse_attention", label, attention_inputs(*shape), sparse, tolerance)
+        for label, shape, tolerance in (
+            ("fp32_d64", (FP32, 64, 2048, 2048, (2, 2), 0.3), 2e-6),
+            ("fp16_d128", (FP16, 128, 4096, 3000, (4, 2), 0.3), 1e-3),
+            ("bf16_d64", (BF16, 64, 4096, 4096, (4, 4), 0.3), 4e-3),
+            ("bf16_d128", (BF16, 128, 5000, 4096, (4, 1), 0.5), 4e-3),
+            ("bf16_d80", (BF16, 80, 2048, 2048, (2, 2), 1.0), 4e-3),
+            ("bf16_d256", (BF16, 256, 2048, 2048, (2, 2), 0.1), 4e-3),
+        )
+    ),
+    *(
+        Case(
+            "quant_attention",
+            label,
+            attention_inputs(BF16, d, 4096, 3000, (4, 2), 0.3),
+            quantised(**settings),
+            tolerance,
+            exact=False,
+        )
+        for label, d, settings, tolerance in (
+            ("int8_d64", 64, {}, 5e-3),
+            ("int8_d128_thread", 128, {"groups": "thread", "smooth_q": True}, 5e-3),
+            ("int4_d128", 128, {"bits": 4, "groups": "thread", "smooth_q": True}, 5e-3),
+            ("int8_fp8_d128", 128, {"pv": "fp8"}, 2e-2),
+        )
+    ),
+    Case(
+        "block_pool",
+        "mean_128",
+        tokens(BF16),
+        lambda x, backend=None: [block_mean(x, 128, backend=backend)],
+        1e-5,
+    ),
+    Case(
+        "block_pool",
+        "stats_64",
+        tokens(BF16),
+        lambda x, backend=None: list(block_stats(x, 64, backend=backend)),
+        1e-4,
+    ),
+    Case(
+        "block_scores",
+        "antidiagonal_16",
+        tokens(BF16, 1),
+        lambda q, k, backend=None: [antidiagonal_scores(q, k, stride=16, backend=backend)],
+        1e-2,
+    ),
+    Case(
+        "block_scores",
+        "sampled_16",
+        tokens(BF16, 1),
+        lambda q, k, backend=None: [sampled_scores(q, k, count=16, backend=backend)],
+        1e-2,
+    ),
+    Case(
+        "permute",
+        "gather",
+        with_order,
+        lambda x, order, backend=None: [gather_tokens(x, order, backend=backend)],
+        0.0,
+    ),
+    Case(
+        "kmeans",
+        "2_iterations",
+        token_lists,
+        lambda x, centres, backend=None: [
+            kmeans(x, centres.shape[1], init=centres, backend=backend).centroids
+        ],
+        1e-4,
+    ),
+    Case(
+        "delta",
+        "stride_64",
+        tokens(BF16, 1, 2, 3),
+        lambda o, q, k, v, backend=None: [delta_correct(o, q, k, v, backend=backend)],
+        1e-2,
+    ),
+]

@@ -23,6 +23,9 @@ MAY_IMPORT = {
 # The lowest layers know tensors, not pipelines.
 NO_PIPELINE_LIBRARIES = {"kernels", "caching"}
 PIPELINE_LIBRARIES = {"diffusers", "transformers", "accelerate"}
+# One method, one file, of tensors alone: what the plugin around it does is none of its business.
+METHODS = ROOT / "plugins" / "attention" / "methods"
+METHODS_MAY_IMPORT = ("skipstep.kernels.", "skipstep.plugins.attention.methods.")
 # Extras: imported inside the function that needs them, so that the package imports without them.
 OPTIONAL = {
     "av",
@@ -120,6 +123,14 @@ def test_extras_are_imported_inside_functions(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     early = early_extras(path.stem, tree)
     assert not early, f"import {early} inside the function that needs it"
+
+
+@pytest.mark.parametrize("path", sorted(METHODS.glob("*.py")), ids=lambda path: path.stem)
+def test_methods_of_attention_know_tensors_and_kernels_alone(path: Path) -> None:
+    modules = set(imported_modules(ast.parse(path.read_text(encoding="utf-8"))))
+    ours = [name for name in modules if name.split(".")[0] == "skipstep"]
+    assert not [name for name in ours if not name.startswith(METHODS_MAY_IMPORT)]
+    assert not {name.split(".")[0] for name in modules} & PIPELINE_LIBRARIES
 
 
 def test_the_check_sees_an_upward_import() -> None:

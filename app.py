@@ -1,140 +1,124 @@
-"""The web UI: one prompt, the plain picture beside the one with a plugin, and what was skipped.
+"""The web UI: one prompt, the plain picture beside the accelerated one, and what was skipped.
 
     python app.py      or, installed,      skipstep-app
 
-It listens on this machine only, and neither the server nor the page loads or sends anything
-elsewhere.
+It listens on this machine only unless it is told otherwise, and then wants to know who may come in.
+Neither the server nor the page loads or sends anything elsewhere.
 """
 
-import os
-import time
-from typing import Any, NamedTuple
+import getpass
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
 
-import torch
-from PIL.Image import Image
+import typer
 
-__all__ = ["Pair", "build_app", "main", "make_pair", "working_plugins"]
+from skipstep.pipelines.ui.limits import Limits
+from skipstep.pipelines.ui.server import (
+    import_gradio,
+    is_loopback,
+    launch_settings,
+    queue_settings,
+)
+from skipstep.pipelines.ui.studio import REFERENCE, Studio
+from skipstep.plugins.errors import PluginError
 
-LARGEST_SEED = 2**32 - 1
+__all__ = ["build_app", "main", "serve"]
+
+TITLE = "<h1>skipstep</h1><p>the same noise, less work</p>"
 
 
-class Pair(NamedTuple):
-    """The plain picture, the picture with the plugin, and what the plugin did, in text."""
-
-    plain: Image
-    accelerated: Image
-    text: str
-
-
-def make_pair(pipe: Any, prompt: str, plugin: str, seed: int, steps: int) -> Pair:
-    """Make one picture twice from the same noise: without plugins, then with one.
+def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any:
+    """Lay the page out and return the gradio Blocks, not yet launched.
 
     Args:
-        pipe: a text-to-image pipeline.
-        prompt: what to draw.
-        plugin: a name, or a name with options such as "easycache:threshold=0.1".
-        seed: seed of the noise.
-        steps: denoising steps.
-
-    Raises:
-        PluginError: if the plugin is unknown, an option is wrong, or it does not fit the pipeline.
-    """
-    from skipstep.plugins import build, parse_spec
-
-    chosen = build(*parse_spec(plugin))
-
-    def picture() -> tuple[Image, float]:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        start = time.perf_counter()
-        output = pipe(prompt, num_inference_steps=steps, generator=generator)
-        return output.images[0], time.perf_counter() - start
-
-    with pipe.plugins_off():
-        plain, plain_seconds = picture()
-    with pipe.plugins(chosen):
-        accelerated, seconds = picture()
-        report = pipe.plugin_report()
-    text = (
-        f"Plain: {plain_seconds:.2f} s. With {plugin}: {seconds:.2f} s. One run each, for a first "
-        f"impression; `skipstep compare` measures.\n\n{report}"
-    )
-    return Pair(plain, accelerated, text)
-
-
-def working_plugins(pipe: Any) -> list[str]:
-    """List the names of the plugins that can serve a pipeline with their default options."""
-    return [row.name for row in pipe.list_plugins().rows if row.why_not is None]
-
-
-def build_app(pipe: Any) -> Any:
-    """Lay the page out for a pipeline and return the gradio Blocks, not yet launched.
+        studio: the models; the first of them is loaded here.
+        folder: where the server keeps its files.
 
     Raises:
         ImportError: if gradio is not installed; the message says how to install it.
     """
-    gradio = import_gradio()
-    from skipstep.plugins import PluginError
+    gradio = import_gradio(folder)
+    from skipstep.pipelines.ui.album import Album
+    from skipstep.pipelines.ui.create_tab import CreateTab
+    from skipstep.pipelines.ui.page import Page
 
-    def run(prompt: str, plugin: str, seed: float, steps: float) -> tuple[Any, str]:
-        try:
-            pair = make_pair(pipe, prompt, plugin, int(seed), int(steps))
-        except PluginError as error:
-            raise gradio.Error(str(error), print_exception=False) from None
-        return (pair.plain, pair.accelerated), pair.text
-
-    names = working_plugins(pipe)
-    with gradio.Blocks(title="skipstep", analytics_enabled=False) as page:
-        gradio.Markdown(f"# skipstep\n{type(pipe).__name__}: the same noise, without and with")
-        prompt = gradio.Textbox("a pizza, 3d style, on a blue background", label="Prompt")
-        with gradio.Row():
-            plugin = gradio.Dropdown(
-                names,
-                value="easycache" if "easycache" in names else names[0],
-                label="Plugin",
-                info="or with options: easycache:threshold=0.1",
-                allow_custom_value=True,
-            )
-            seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
-            steps = gradio.Slider(2, 50, value=20, step=1, label="Steps")
-        button = gradio.Button("Make both pictures", variant="primary")
-        slider = gradio.ImageSlider(label="plain | accelerated", type="pil", interactive=False)
-        report = gradio.Textbox(label="Report", lines=12, interactive=False)
-        # One pipeline serves everyone and its plugins change between runs: runs wait in line.
-        button.click(
-            run,
-            [prompt, plugin, seed, steps],
-            [slider, report],
-            concurrency_limit=1,
-            api_name=False,
-        )
-    return page
+    studio.use(studio.models[0])
+    page = Page(gradio, studio, Album(folder / "files" / "pictures"), limits or Limits(), folder)
+    with gradio.Blocks(
+        title="skipstep", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
+    ) as ui:
+        gradio.HTML(TITLE, elem_id="head")
+        with gradio.Tabs(), gradio.Tab("Create", id="create"):
+            CreateTab(page)
+    ui.queue(**queue_settings())
+    return ui
 
 
-def import_gradio() -> Any:
-    """Import gradio with its analytics off, or say how to install it."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError as error:
-        raise ImportError(
-            'the web UI needs gradio, which is not installed: pip install "skipstep[app]"'
-        ) from error
-    return gradio
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model to offer; several: repeat -m."),
+    ] = None,
+    any_model: Annotated[
+        bool | None,
+        typer.Option(help="Let people type other folders and hub ids; default: on loopback only."),
+    ] = None,
+    listen: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Else the first free.")] = None,
+    share: Annotated[bool, typer.Option(help="Also reachable through gradio's tunnel.")] = False,
+    auth_file: Annotated[Path | None, typer.Option(help="Who may come in; see --add-user.")] = None,
+    add_user: Annotated[
+        str | None, typer.Option(help="Ask for a password, add it to --auth-file, and leave.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Keep files here; else in a folder that goes at the end.")
+    ] = None,
+) -> None:
+    """Serve the page."""
+    from skipstep.pipelines.cli import use_threads
+    from skipstep.pipelines.ui import users
+
+    if add_user is not None:
+        path = auth_file or Path("users.txt")
+        users.add_user(path, add_user, getpass.getpass(f"Password of {add_user}: "))
+        typer.echo(f"{add_user} may come in: --auth-file {path}")
+        return
+    limits = Limits()
+    settings = launch_settings(
+        limits,
+        address=listen,
+        port=port,
+        share=share,
+        users=users.read_users(auth_file) if auth_file is not None else None,
+    )
+    is_open = share or not is_loopback(listen)
+    models = tuple(model or (REFERENCE,))
+    use_threads(threads, None if models[0] == REFERENCE else models[0])
+    studio = Studio(models, any_model=not is_open if any_model is None else any_model)
+    with tempfile.TemporaryDirectory(prefix="skipstep-app-") as own:
+        place = Path(own) if folder is None else folder
+        place.mkdir(parents=True, exist_ok=True)
+        page = build_app(studio, place, limits)
+        page.launch(**settings, **looks(import_gradio(place)))
+
+
+def looks(gradio: Any) -> dict[str, Any]:
+    """Return theme and style, which `launch` takes."""
+    from skipstep.pipelines.ui.style import HEAD, STYLE, make_theme
+
+    return {"theme": make_theme(gradio), "css": STYLE, "head": HEAD}
 
 
 def main() -> None:
-    """Serve the page for the reference model on 127.0.0.1."""
-    gradio = import_gradio()
-    import skipstep
-
-    pipe = skipstep.load_reference()
-    pipe.set_progress_bar_config(disable=True)
-    pipe("a sun, flat style", num_inference_steps=1)  # the first run of a process is a slow one
-    # Named fonts: gradio's own themes load theirs from a server of fonts.
-    theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    build_app(pipe).launch(
-        server_name="127.0.0.1", share=False, theme=theme, footer_links=[], inbrowser=False
-    )
+    """Run the server; a mistake of the user is one line and exit code 2."""
+    try:
+        typer.run(serve)
+    except (PluginError, ImportError) as error:
+        typer.echo(f"skipstep-app: {error}", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ class ABCache(CachePlugin):
         "Feature Reuse (arXiv:2504.10540)"
     )
 
-    warmup_steps: WarmupSteps = 3
-    final_steps: FinalSteps = 1
+    warmup_steps: WarmupSteps = 5
+    final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 3
     order: Annotated[
         int, Field(ge=1, le=4, description="k: values the polynomial goes through; 1 is reuse.")

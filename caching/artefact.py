@@ -8,19 +8,33 @@ A fingerprint is a plain dict that says what the numbers were made for (model, s
 size, versions). It is built and compared by the caller; here it is only carried.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["LIMIT_BYTES", "differences", "load_artefact", "save_artefact"]
+__all__ = ["LIMIT_BYTES", "differences", "load_artefact", "refusing_files", "save_artefact"]
 
 LIMIT_BYTES = 1_000_000
 
 Artefact = TypeVar("Artefact")
+
+_IS_REFUSING: ContextVar[bool] = ContextVar("skipstep_refusing_files", default=False)
+
+
+@contextlib.contextmanager
+def refusing_files() -> Iterator[None]:
+    """Refuse paths inside a `with` block, in this thread: options then come from a stranger."""
+    token = _IS_REFUSING.set(True)
+    try:
+        yield
+    finally:
+        _IS_REFUSING.reset(token)
 
 
 def load_artefact(path: str | Path, cls: type[Artefact], *, kind: str) -> Artefact:
@@ -28,6 +42,8 @@ def load_artefact(path: str | Path, cls: type[Artefact], *, kind: str) -> Artefa
 
     Raises ValueError that names the file and what is wrong with it.
     """
+    if _IS_REFUSING.get():
+        raise ValueError("a path is not taken here: give what the file holds")
     path = Path(path).expanduser()
     data = _read(path)
     if data.get("kind") != kind:

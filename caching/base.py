@@ -16,9 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import pydantic
+import torch
 from jaxtyping import Shaped
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from torch import Tensor, nn
+
+from skipstep.caching.storage import Storage, parse_bytes
 
 if TYPE_CHECKING:
     from skipstep.caching.passes import Pass, Target
@@ -36,6 +39,7 @@ __all__ = [
     "Seen",
     "Span",
     "Step",
+    "VerifyingGate",
     "WarmupSteps",
     "decides_inside",
     "front_of",
@@ -122,6 +126,16 @@ class Gate(ABC, Generic[State]):
     @abstractmethod
     def observe(self, state: State, seen: Seen) -> None:
         """Take note of rows that were computed, also when the engine forced them."""
+
+
+class VerifyingGate(Gate[State]):
+    """Decide by how well the last forecast fitted: the span runs one block to check it."""
+
+    @abstractmethod
+    def verify(self, state: State, rows: list[int], errors: list[float]) -> None:
+        """Take note of rows that were skipped: the relative L1 distance of the checked block's
+        forecast from what it did.
+        """
 
 
 def decides_inside(gate: Gate[Any]) -> bool:
@@ -238,12 +252,21 @@ MaxSkips = Annotated[
 ]
 
 
+def _amount(text: str) -> str:
+    parse_bytes(text)
+    return text
+
+
+Amount = Annotated[str, AfterValidator(_amount)]
+
+
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class CachePlugin(ABC):
     """Hold the options every cache has; a subclass adds its own and says what parts they make.
 
     The engine applies the common options above any gate: the first `warmup_steps` and the last
-    `final_steps` steps are computed, and no row skips more than `max_skips` times in a row.
+    `final_steps` steps are computed, and no row skips more than `max_skips` times in a row. What is
+    held can be capped, shortened to fewer bits, or moved to the host.
     """
 
     kind: ClassVar[str] = "cache"
@@ -254,6 +277,26 @@ class CachePlugin(ABC):
     warmup_steps: WarmupSteps = 3
     final_steps: FinalSteps = 1
     max_skips: MaxSkips = None
+    cache_memory: Annotated[
+        Amount | None,
+        Field(
+            description="Most that may be held per denoiser, such as '2GB' or '512MiB'; where the "
+            "forecaster wants more, it gets fewer values. None means no limit."
+        ),
+    ] = None
+    cache_dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        Field(description="Type in which values are held; None is the model's."),
+    ] = None
+    cache_device: Annotated[
+        Literal["cpu"] | None,
+        Field(description="Device on which values are held; None is the model's."),
+    ] = None
+
+    def storage(self) -> Storage:
+        """Return how values are held."""
+        dtype = None if self.cache_dtype is None else getattr(torch, self.cache_dtype)
+        return Storage(dtype, None if self.cache_device is None else torch.device("cpu"))
 
     @abstractmethod
     def parts(self) -> Parts:

@@ -37,8 +37,8 @@ class FoCa(CachePlugin):
         "(arXiv:2508.16211)"
     )
 
-    warmup_steps: WarmupSteps = 3
-    final_steps: FinalSteps = 1
+    warmup_steps: WarmupSteps = 5
+    final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 4
     max_noise_gain: MaxNoiseGain = None
 

@@ -7,8 +7,8 @@ where features change fast between two computed steps, and it holds one tensor p
 Interval gate x reuse x modules: at a skipped step the outputs of attention and feed-forward of the
 last computed step enter each block, before the block multiplies its gate and adds them.
 
-Differs from the authors' code: warm-up and final steps are computed (`warmup_steps=1`,
-`final_steps=0` is the paper's i mod N = 0), and cross-attention is cached like the rest.
+Differs from the authors' code: four warm-up steps (`warmup_steps=1` is the paper's i mod N = 0),
+and cross-attention is cached like the rest.
 """
 
 from typing import Annotated, ClassVar
@@ -34,8 +34,8 @@ class FORA(CachePlugin):
         "FORA: Fast-Forward Caching in Diffusion Transformer Acceleration (arXiv:2407.01425)"
     )
 
-    warmup_steps: WarmupSteps = 2
-    final_steps: FinalSteps = 1
+    warmup_steps: WarmupSteps = 4
+    final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 3
 
     def parts(self) -> Parts:

@@ -35,8 +35,8 @@ class FreqCa(CachePlugin):
         "FreqCa: Accelerating Diffusion Models via Frequency-Aware Caching (2025)"
     )
 
-    warmup_steps: WarmupSteps = 3
-    final_steps: FinalSteps = 1
+    warmup_steps: WarmupSteps = 5
+    final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 4
     cutoff: Annotated[
         float,

@@ -37,8 +37,8 @@ class HiCache(CachePlugin):
         "Feature Caching (arXiv:2508.16984)"
     )
 
-    warmup_steps: WarmupSteps = 3
-    final_steps: FinalSteps = 1
+    warmup_steps: WarmupSteps = 5
+    final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 4
     order: Annotated[
         int, Field(ge=1, le=4, description="O: highest difference used; needs O + 1 values.")

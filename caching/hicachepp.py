@@ -34,8 +34,8 @@ class HiCachePP(CachePlugin):
         "HiCache++ (2026), by dynamic mode decomposition (Schmid, J. Fluid Mech. 2010)"
     )
 
-    warmup_steps: WarmupSteps = 3
-    final_steps: FinalSteps = 1
+    warmup_steps: WarmupSteps = 5
+    final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 4
     window: Annotated[
         int, Field(ge=4, le=16, description="Last computed values that are held and decomposed.")

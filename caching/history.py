@@ -18,6 +18,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from skipstep.caching.base import FeatureForecaster, Forecaster
+from skipstep.caching.storage import Storage
 from skipstep.kernels.weighted_sum import weighted_sum
 
 __all__ = ["History", "keep_rows"]
@@ -64,9 +65,12 @@ class History:
         rows: samples in the batch.
         anchors: values to keep per row (`Forecaster.anchors`).
         clone: copy what is pushed and what is handed out, for models that change tensors in place.
+        storage: the type and the device in which anchors are held; forecasts come in the model's.
     """
 
-    def __init__(self, rows: int, anchors: int, *, clone: bool = False) -> None:
+    def __init__(
+        self, rows: int, anchors: int, *, clone: bool = False, storage: Storage | None = None
+    ) -> None:
         if rows < 1 or anchors < 1:
             raise ValueError(
                 f"History was given rows={rows}, anchors={anchors}: both must be at least 1"
@@ -74,6 +78,8 @@ class History:
         self.rows = rows
         self.anchors = anchors
         self.clone = clone
+        self.storage = storage or Storage()
+        self._model: tuple[torch.dtype, torch.device] | None = None
         self._everyone = list(range(rows))
         self._slots: list[_Slot | None] = [None] * anchors
         # Per row: slot numbers and their times, newest first.
@@ -87,6 +93,14 @@ class History:
         held, and for a time the row already has (two anchors at one time have no slope).
         """
         rows = list(rows)
+        if not self.storage.is_plain:
+            if self._model not in (None, (values.dtype, values.device)):
+                raise ValueError(
+                    f"History.push was given {values.dtype} on {values.device} after "
+                    f"{self._model}: call clear() when the run changes"
+                )
+            self._model = values.dtype, values.device
+            values = self.storage.pack(values.detach())
         if rows == self._everyone and self._push_whole(values, float(time)):
             return
         if len(set(rows)) != len(rows) or any(not 0 <= row < self.rows for row in rows):
@@ -167,10 +181,13 @@ class History:
         one_for_all = all(column == columns[0] for column in columns)
         if whole and table == [[1.0] * len(rows)]:
             slot = self._filled(used[0])
-            return slot.values.clone() if self.clone or slot.version is None else slot.values
+            values = self._unpacked(slot.values)
+            is_ours = self.clone or slot.version is None
+            return values.clone() if is_ours and values is slot.values else values
         if not whole:
             index = torch.tensor(rows, device=tensors[0].device)
             tensors = [tensor.index_select(0, index) for tensor in tensors]
+        tensors = [self._unpacked(tensor) for tensor in tensors]
         if table == [[1.0] * len(rows)]:
             return tensors[0]
         return weighted_sum(tensors, [line[0] for line in table] if one_for_all else table)
@@ -195,9 +212,26 @@ class History:
 
     def clear(self) -> None:
         """Forget all anchors."""
+        self._model = None
         self._slots = [None] * self.anchors
         self._order = [[] for _ in range(self.rows)]
         self._times = [[] for _ in range(self.rows)]
+
+    def limit(self, anchors: int) -> None:
+        """Keep no more than `anchors` values per row from now on; while a row holds more, all are
+        forgotten.
+
+        Raises ValueError below 1.
+        """
+        if anchors < 1:
+            raise ValueError(f"History.limit was given {anchors}: at least 1 value is kept")
+        if anchors >= self.anchors:
+            return
+        if any(slot is not None for slot in self._slots[anchors:]):
+            self.anchors = anchors
+            self.clear()
+        self.anchors = anchors
+        self._slots = self._slots[:anchors]
 
     def storages(self) -> dict[int, int]:
         """Return address -> bytes of every storage kept alive, to join histories that share."""
@@ -224,10 +258,15 @@ class History:
             if asked != list(range(self.rows)):
                 index = torch.tensor(asked, device=tensors[0].device)
                 tensors = [tensor.index_select(0, index) for tensor in tensors]
+            tensors = [self._unpacked(tensor) for tensor in tensors]
             result = keep_rows(result, forecaster.forecast(times, tensors, at), places, len(rows))
         if result is None:
             raise ValueError("History.forecast was asked for no rows: ask for at least one")
         return result
+
+    def _unpacked(self, x: Tensor) -> Tensor:
+        """Return held values in the model's type, on its device."""
+        return x if self._model is None else x.to(dtype=self._model[0], device=self._model[1])
 
     def _some_times(self, row: int) -> tuple[float, ...]:
         """Return the times of a row that has anchors."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from skipstep.caching.base import Choice, Forecaster, Step
 from skipstep.caching.history import History
+from skipstep.caching.storage import Budget, Storage
 from skipstep.caching.tree import map_tensors
 
 __all__ = [
@@ -171,14 +172,17 @@ class Memory:
 
     `shapes` are the nesting and shapes of what units returned. `is_filled` says that every sample
     was computed at least once, `is_input_changed` that the model wrote into its own input,
-    `refusal` in words that the forecaster cannot serve features of this shape. `era` is the span's
-    when the tensors were stored.
+    `refusal` in words that nothing can be skipped in this run. `era` is the span's when the tensors
+    were stored. `anchors` is how many values are kept where the forecaster's wish is too much.
     """
 
     rows: int
     forecaster: Forecaster
     gate_state: Any
     clone: bool
+    storage: Storage = field(default_factory=Storage)
+    budget: Budget = field(default_factory=lambda: Budget(None))
+    anchors: int | None = None
     histories: dict[Hashable, History] = field(default_factory=dict)
     shapes: dict[Hashable, Any] = field(default_factory=dict)
     per_row: dict[Hashable, int] = field(default_factory=dict)
@@ -202,8 +206,18 @@ class Memory:
             raise NotLearned(
                 f"a tensor of shape {tuple(value.shape)} does not divide into {len(rows)} samples"
             )
+        if self.anchors != 0 and key not in self.histories:
+            self.budget.admit(self, self.storage.nbytes(value) * self.rows // len(rows))
+        if self.anchors == 0:
+            return
         if key not in self.histories:
-            self.histories[key] = History(self.rows, self.forecaster.anchors, clone=self.clone)
+            wanted = self.forecaster.anchors
+            self.histories[key] = History(
+                self.rows,
+                min(self.anchors or wanted, wanted),
+                clone=self.clone,
+                storage=self.storage,
+            )
             self.per_row[key] = per_row
         if per_row > 1:
             value = value.reshape(len(rows), per_row, *value.shape[1:])
@@ -216,11 +230,20 @@ class Memory:
         value = self.histories[key].forecast(self.forecaster, rows, at)
         return value.flatten(0, 1) if self.per_row[key] > 1 else value
 
+    def limit(self, anchors: int) -> None:
+        """Keep no more than `anchors` values of everything; with 0 nothing is kept from now on."""
+        self.anchors = anchors
+        for history in self.histories.values():
+            history.limit(max(anchors, 1))
+        if anchors == 0:
+            self.histories.clear()
+
     def enter(self, era: int) -> None:
         """Forget the tensors of another era."""
         if era != self.era:
             self.era, self.is_filled = era, False
             self.histories.clear()
+            self.budget.dismiss(self)
 
     def forget_if_stale(self) -> bool:
         """Forget everything if the model changed a tensor we hold, in place, and keep copies from
@@ -239,7 +262,8 @@ class Memory:
 @dataclass
 class Pass:
     """One call of the denoiser for `rows` of the batch. `work` counts the units (blocks, modules)
-    run, times rows; `spared` how often the unit at a place was replaced.
+    run, times rows; `spared` how often the unit at a place was replaced. `errors` are those of the
+    forecast at the block that checks it, one per row.
     """
 
     mode: Mode
@@ -257,6 +281,7 @@ class Pass:
     work: float = 0.0
     at: list[float] | None = None
     spared: dict[Hashable, float] = field(default_factory=dict)
+    errors: list[float] | None = None
 
     def run(
         self, call_next: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

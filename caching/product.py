@@ -4,8 +4,9 @@ Cache(gate="first_block", forecaster={"type": "taylor", "order": 2}, span=Residu
 Cache with TaylorSeer's forecast. The papers' caches are the named rows of this table; the others
 are here to be tried. A gate, forecaster or span of your own may be given as an object.
 
-One pair has no meaning and is refused: a gate that looks at the first block needs a span that still
-runs that block on a skip, which `output` and `guidance` do not.
+Pairs without meaning are refused: a gate that looks at the first block needs a span that still
+runs that block on a skip, which `output` and `guidance` do not; likewise one that checks forecasts
+at the last block.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from skipstep.caching.base import (
     MaxSkips,
     Parts,
     Span,
+    VerifyingGate,
     WarmupSteps,
     decides_inside,
 )
@@ -44,6 +46,7 @@ from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate
 from skipstep.caching.gates.schedule import ScheduleGate
 from skipstep.caching.gates.seacache import SeaCacheGate
+from skipstep.caching.gates.speca import SpeCaGate
 from skipstep.caching.gates.teacache import TeaCacheGate
 from skipstep.caching.gates.window import WindowGate
 from skipstep.caching.spans.deep_features import DeepFeatures
@@ -74,6 +77,7 @@ AnyGate = Annotated[
         | MagCacheGate
         | ScheduleGate
         | SeaCacheGate
+        | SpeCaGate
         | TeaCacheGate
         | WindowGate,
         Field(discriminator="type"),
@@ -131,6 +135,11 @@ class Cache(CachePlugin):
                 raise ValueError(f"{field}={part!r} is not a {kind.__name__}")
         if decides_inside(self.gate) and isinstance(self.span, WholeCall):
             raise ValueError(first_block_refusal(self.gate))
+        if isinstance(self.gate, VerifyingGate) and not isinstance(self.span, Residual):
+            raise ValueError(
+                f"gate {self.gate.type!r} checks forecasts at the last block, which span "
+                f"{self.span.type!r} does not run on its own: use Residual(last_blocks=1)"
+            )
         if isinstance(self.span, Tokens) and self.forecaster.anchors > 1:
             raise ValueError(
                 f"span 'tokens' holds one value per token, each of another step, and forecaster "

@@ -34,8 +34,8 @@ class TaylorSeer(CachePlugin):
         "(arXiv:2503.06923)"
     )
 
-    warmup_steps: WarmupSteps = 3
-    final_steps: FinalSteps = 1
+    warmup_steps: WarmupSteps = 5
+    final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 4
     order: Annotated[
         int, Field(ge=1, le=4, description="O: highest difference used; needs O + 1 values.")

@@ -5,6 +5,7 @@ tensors' type, so that a forecast from bf16 anchors loses one rounding and not o
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -40,8 +41,8 @@ def weighted_sum(
     """Return sum_j weights[j] * tensors[j] as a new tensor of the tensors' type.
 
     `weights` is [k], one number per tensor, or [k, b], one per tensor and sample. Host numbers are
-    best: a device tensor of shape [k] costs a synchronisation. Raises ValueError on shapes or
-    counts that do not fit.
+    best: they cost no tensor and no copy, and a device tensor of shape [k] costs a synchronisation.
+    Raises ValueError on shapes or counts that do not fit.
 
     >>> weighted_sum([torch.ones(2, 2), torch.ones(2, 2)], [[2.0, 3.0], [-1.0, 0.0]])
     tensor([[1., 1.],
@@ -56,6 +57,8 @@ def weighted_sum(
                 f"weighted_sum was given {tensor.dtype} {tuple(tensor.shape)} beside {first.dtype} "
                 f"{tuple(first.shape)}: all tensors must share one type and shape"
             )
+    if len(weights) == len(tensors) and all(isinstance(w, float) for w in weights):
+        return _sum_by_numbers(tensors, cast(Sequence[float], weights))
     table = weights if isinstance(weights, Tensor) else torch.tensor(weights, dtype=torch.float64)
     allowed = [(len(tensors),)] + ([(len(tensors), first.shape[0])] if first.ndim else [])
     if tuple(table.shape) not in allowed:
@@ -65,3 +68,15 @@ def weighted_sum(
             f"tensors of shape {tuple(first.shape)}: allowed are {shapes}"
         )
     return weighted_sum_ref(tensors, table)
+
+
+def _sum_by_numbers(
+    tensors: Sequence[Float[Tensor, "b ..."]], weights: Sequence[float]
+) -> Float[Tensor, "b ..."]:
+    """Add up in one buffer of our own."""
+    first = tensors[0]
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+    total = first.to(wide) * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total.add_(tensor.to(wide), alpha=weight)
+    return total.to(first.dtype)

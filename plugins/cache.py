@@ -16,6 +16,7 @@ from skipstep.caching.passes import Contract, Memory, StackContract
 from skipstep.caching.spans.guidance import Guidance, Pairs
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import WholeCall
+from skipstep.caching.storage import Budget, parse_bytes
 from skipstep.caching.tree import rows_of, tensors_in
 from skipstep.plugins.cache_call import DenoiserCall
 from skipstep.plugins.errors import Incompatible
@@ -114,6 +115,7 @@ class DenoiserCache:
     def __init__(self, plugin: CachePlugin, denoiser: Denoiser, site: Any) -> None:
         self.plugin = plugin
         self.parts = plugin.parts()
+        self.storage = plugin.storage()
         self.denoiser = denoiser
         self.site = site
         self.parameters = parameters_of(denoiser.inner)
@@ -178,9 +180,21 @@ class DenoiserCache:
         rows = rows_of(main)
         shape = () if isinstance(main, list) else tuple(main.shape[1:])
         forecaster = self.parts.forecaster.for_run(run.count, shape)
-        memory = Memory(rows, forecaster, self.parts.gate.init(rows), self.contract.clone)
+        budget = self.budget(run)
+        if found is not None:
+            budget.dismiss(found[1])
+        gate_state = self.parts.gate.init(rows)
+        memory = Memory(rows, forecaster, gate_state, self.contract.clone, self.storage, budget)
         run.state[key] = (shapes, memory)
         return memory, found is not None
+
+    def budget(self, run: Run) -> Budget:
+        """Return the bytes that all branches share in this run."""
+        cap = self.plugin.cache_memory
+        found: Budget = run.state.setdefault(
+            (self, "budget"), Budget(None if cap is None else parse_bytes(cap))
+        )
+        return found
 
     def pairs(self, run: Run, shape: Hashable) -> Pairs | None:
         """Return what is known of the guidance of a batch of this shape, where the span asks."""
@@ -188,7 +202,7 @@ class DenoiserCache:
             return None
         key = (self, "pairs", shape)
         if key not in run.state:
-            run.state[key] = Pairs(self.parts.forecaster)
+            run.state[key] = Pairs(self.parts.forecaster, self.storage, self.budget(run))
         found: Pairs = run.state[key]
         return found
 
@@ -209,6 +223,9 @@ class DenoiserCache:
                 f"{type(run.pipe.scheduler).__name__} adds noise at every step, which no forecast "
                 "knows: expect less fidelity at the same speed than with a scheduler that adds none"
             )
+        anchors, wanted = self.budget(run).anchors, self.parts.forecaster.anchors
+        if anchors is not None and anchors < wanted:
+            report.notes.append(_says_little_fits(self, anchors, wanted, self.budget(run)))
         made_for = self.plugin.made_for()
         if made_for is not None:
             unlike = mismatches(made_for, run.pipe, steps=run.count, **of_the_call(run.arguments))
@@ -239,6 +256,15 @@ class DenoiserCache:
                     "would take about "
                     f"{typical * len(calls[1:]):.3g} s. On a model this small switch the cache off."
                 )
+
+
+def _says_little_fits(cache: DenoiserCache, anchors: int, wanted: int, budget: Budget) -> str:
+    need = sum(budget.held.values()) / 2**20
+    found = f"one value of everything on {cache.denoiser.name} takes {need:.3g} MiB"
+    given = f"cache_memory={cache.plugin.cache_memory!r}"
+    if anchors == 0:
+        return f"{given} holds nothing: {found}, so every step was computed"
+    return f"{given} holds {anchors} of the {wanted} values a forecast uses: {found}"
 
 
 def _held_bytes(cache: DenoiserCache, run: Run) -> int:

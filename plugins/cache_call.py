@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skipstep.caching.base import Choice, Seen, Step, decides_inside
+from skipstep.caching.base import Choice, Seen, Step, VerifyingGate, decides_inside
 from skipstep.caching.passes import Pass, Split
 from skipstep.caching.spans.guidance import Guidance, Pairs
 from skipstep.caching.spans.output import Output, WholeCall
@@ -146,6 +146,8 @@ class DenoiserCall:
         forced = None
         if contract.broken or self.memory.refusal:
             forced = contract.broken or self.memory.refusal
+        elif self.memory.anchors == 0:
+            forced = "cache memory"
         elif not self.memory.is_filled:
             forced = "shape" if self.is_reshaped else "first"
         elif index < plugin.warmup_steps:
@@ -243,6 +245,9 @@ class DenoiserCall:
         if isinstance(cache.parts.span, Output):
             self._keep_output(pass_, output)
         self._count(pass_)
+        gate = cache.parts.gate
+        if pass_.errors is not None and isinstance(gate, VerifyingGate):
+            gate.verify(self.memory.gate_state, rows, pass_.errors)
         if pass_.mode != "skip":
             if self.signal is None:
                 self.signal = pass_.signal

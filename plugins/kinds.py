@@ -14,6 +14,7 @@ __all__ = ["attach", "is_exclusive", "order", "why_not"]
 KINDS = {
     "sampler": "skipstep.plugins.sampler",
     "cache": "skipstep.plugins.cache",
+    "attention": "skipstep.plugins.attention.attach",
     "constants": "skipstep.plugins.constants",
     "custom": "skipstep.plugins.custom",
 }

@@ -38,7 +38,7 @@ class Run:
         self._has_stepped = False
         self._calls: dict[int, int] = {}
         self._open: dict[int, tuple[int, int]] = {}
-        self._timestep: float | None = None
+        self._timestep: float | torch.Tensor | None = None
         self._count: int | None = None
         self._times: list[tuple[int, int]] | None = None
 
@@ -130,11 +130,12 @@ class Run:
     def _is_new_timestep(self, arguments: dict[str, Any]) -> bool:
         value = next((arguments[n] for n in TIMESTEP_NAMES if n in arguments), None)
         if isinstance(value, torch.Tensor):
-            value = value.flatten()[0].item() if value.numel() else None
-        if not isinstance(value, int | float):
+            # Read only when there is another one to compare it with: reading waits for the device.
+            value = value.flatten()[:1].clone() if value.numel() else None
+        if not isinstance(value, int | float | torch.Tensor):
             return False
-        before, self._timestep = self._timestep, float(value)
-        return before is not None and before != self._timestep
+        before, self._timestep = self._timestep, value
+        return before is not None and float(before) != float(value)
 
 
 class StepTap:

@@ -40,6 +40,7 @@ NEEDS_BLOCKS = {
     "hicachepp",
     "magcache",
     "seacache",
+    "speca",
     "spectrum",
     "teacache",
 }

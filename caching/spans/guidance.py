@@ -23,7 +23,7 @@ the run are shares of its steps, not timesteps; the radius is an option; outputs
 tokens have no spatial axes and are not split.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import pydantic
@@ -35,6 +35,7 @@ from torch import Tensor
 from skipstep.caching.base import Forecaster, Step
 from skipstep.caching.history import History
 from skipstep.caching.spans.output import WholeCall
+from skipstep.caching.storage import Budget, Storage
 
 __all__ = ["Guidance", "Pairs", "low_frequencies", "mixture"]
 
@@ -104,6 +105,8 @@ class Pairs:
     """
 
     forecaster: Forecaster
+    storage: Storage = field(default_factory=Storage)
+    budget: Budget = field(default_factory=lambda: Budget(None))
     is_batched: bool = False
     is_second: bool | None = None
     why_not: str | None = None
@@ -132,7 +135,7 @@ class Pairs:
 
     def rebuilt(self, branch: int, rows: int) -> list[int]:
         """Return the rows of this call that can be rebuilt from others."""
-        if self.is_second is None:
+        if self.is_second is None or self.why_not is not None:
             return []
         if self.is_batched:
             half = rows // 2
@@ -171,6 +174,13 @@ class Pairs:
             rows = [row - half for row in rows]
         return self.history.forecast(self.forecaster, rows, at)
 
+    def limit(self, anchors: int) -> None:
+        """Keep no more than `anchors` differences; with 0 nothing is rebuilt."""
+        if self.history is not None and anchors:
+            self.history.limit(anchors)
+        if anchors == 0:
+            self.history, self.why_not = None, "cache memory"
+
     def storages(self) -> dict[int, int]:
         """Return address -> bytes of every storage kept alive."""
         held = [*(self.inputs or []), *(self.outputs or []), self.conditional]
@@ -181,8 +191,15 @@ class Pairs:
     def _push(self, delta: Tensor, rows: list[int], step: int | None = None) -> None:
         if not rows:
             return
+        if self.history is None and self.why_not is None:
+            self.budget.admit(self, self.storage.nbytes(delta))
+        if self.why_not is not None:
+            return
         if self.history is None:
-            self.history = History(len(delta), self.forecaster.anchors)
+            anchors = self.budget.anchors or self.forecaster.anchors
+            self.history = History(
+                len(delta), min(anchors, self.forecaster.anchors), storage=self.storage
+            )
         delta = delta if len(rows) == len(delta) else delta[rows]
         self.history.push(delta, rows, self.step if step is None else step)
 

@@ -12,6 +12,9 @@ blocks: they are left out of Delta on the way in and added fresh on the way out.
 A gate that looks at the modulated input decides when the first block calls its attention; on a skip
 that block is left from inside and adds its part of Delta like the others (TeaCache).
 
+A gate that verifies (SpeCa) is told on every skip how far the forecast of what the model's last
+block adds is from what it adds there; that block is outside the range and runs on the forecast.
+
 With `swap_at` the two counts change places at that share of the run (Delta-DiT): the early steps
 skip the rear blocks, the late ones the front blocks. The first step behind the boundary is
 computed, because nothing is known of the new range yet, and the old one is forgotten.
@@ -29,10 +32,11 @@ import pydantic
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from skipstep.caching.base import Gate, Span, Step, front_of
+from skipstep.caching.base import Gate, Span, Step, VerifyingGate, front_of
 from skipstep.caching.passes import Leave, Pass, StackContract, Target
 from skipstep.caching.spans.modules import kind_of
 from skipstep.caching.tree import tensors_in
+from skipstep.kernels.relative_l1 import relative_l1
 
 __all__ = ["Residual"]
 
@@ -54,12 +58,14 @@ class _Attention:
 class _Block:
     """Where a block stands, its stack's ranges before and behind the boundary, and how many of the
     model's first blocks lead up to the gate's decision (0: it does not decide behind a block).
+    `is_check` marks the block that checks forecasts.
     """
 
     stack: int
     index: int
     ranges: tuple[_Range, _Range]
     lead: int
+    is_check: bool = False
 
 
 @dataclass
@@ -111,6 +117,11 @@ class Residual(Span):
                 f"first_blocks={self.first_blocks} and last_blocks={self.last_blocks} leave "
                 f"nothing to skip: {target.class_name} has {blocks} blocks"
             )
+        if isinstance(gate, VerifyingGate) and (self.last_blocks < 1 or self.swap_at is not None):
+            return (
+                f"gate {gate.type!r} checks forecasts at the last block, which must run at every "
+                "step: give the span last_blocks of 1 or more, and no swap_at"
+            )
         front, first = front_of(gate), len(target.stacks[0])
         if front >= first:
             return (
@@ -133,7 +144,16 @@ class Residual(Span):
         """Return every block with its place."""
         ranges, front = self._ranges(target, gate), front_of(gate)
         found: list[tuple[nn.Module, Any]] = [
-            (block, _Block(s, j, ranges[s], front if s == 0 else 0))
+            (
+                block,
+                _Block(
+                    s,
+                    j,
+                    ranges[s],
+                    front if s == 0 else 0,
+                    isinstance(gate, VerifyingGate) and block is target.stacks[-1][-1],
+                ),
+            )
             for s, stack in enumerate(target.stacks)
             for j, block in enumerate(stack)
         ]
@@ -176,9 +196,11 @@ class Residual(Span):
             except Leave:
                 pass_.spare(place)
                 return _replay(place, span, pass_, known, named)
+        outputs = known.as_tuple(output)
+        if place.is_check:
+            _check(pass_, known.main_change(named, outputs))
         if pass_.mode == "skip":
             return output
-        outputs = known.as_tuple(output)
         trace = pass_.trace.get(place.stack)
         if trace is None:
             trace = pass_.trace[place.stack] = _Trace()
@@ -255,6 +277,17 @@ def _replay(
         if pass_.has(key):
             outputs[i] = named[name] + pass_.guess(key)
     return known.as_output(outputs)
+
+
+def _check(pass_: Pass, change: Tensor | None) -> None:
+    """Keep what the checking block added, or say how far its forecast is from that."""
+    key = ("check",)
+    if change is None:
+        return
+    if pass_.mode != "skip":
+        pass_.keep(key, change)
+    elif pass_.has(key):
+        pass_.errors = relative_l1(pass_.guess(key), change).tolist()
 
 
 def _hand_on(known: StackContract, named: dict[str, Any]) -> Any:

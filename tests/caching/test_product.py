@@ -54,7 +54,7 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
         (
             {"gate": "frist_block"},
             "'frist_block'.*'interval', 'adacache', 'dicache', 'easycache', 'first_block', "
-            "'growing', 'magcache', 'schedule', 'seacache', 'teacache', 'window'",
+            "'growing', 'magcache', 'schedule', 'seacache', 'speca', 'teacache', 'window'",
         ),
         (
             {"forecaster": "tailor"},

@@ -1,0 +1,160 @@
+"""Block-sparse attention on this machine's CPU, beside dense attention: how much of the ideal.
+
+At sparsity s a list keeps 1 - s of the key blocks, so 1 / (1 - s) is the ideal gain over dense
+scaled dot-product attention. Dense and sparse calls run in turns in this one process, on one
+thread; figures are CPU seconds, the least of all rounds, because neighbours on a shared machine
+only ever add. Lists are random top-k, which no two query blocks share: the hardest case. Break-even
+is the density at which sparse is as fast as dense, from which `plugins.attention` stays dense.
+
+    python -m benchmarks.attention
+    python -m benchmarks.attention --tokens 4096 --heads 4 --rounds 9 --output docs/kernels-cpu.json
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from skipstep.kernels.block_layout import BlockLists, blocks_of, from_topk
+from skipstep.kernels.block_sparse_attention import block_sparse_attention
+
+BLOCK_K = 128
+SPARSITIES = (0.5, 0.7, 0.9)
+
+
+class Row(NamedTuple):
+    """One cell of the table: CPU seconds of dense and sparse calls at one density."""
+
+    dtype: str
+    block_q: int
+    density: float
+    dense: float
+    sparse: float
+
+    @property
+    def gain(self) -> float:
+        """How many times faster than dense."""
+        return self.dense / self.sparse
+
+    @property
+    def share(self) -> float:
+        """Which share of the ideal gain that is."""
+        return self.gain * self.density
+
+
+def random_lists(
+    tokens: int, heads: int, block_q: int, block_k: int, sparsity: float, seed: int = 0
+) -> BlockLists:
+    """Keep random key blocks, equally many in every row."""
+    nq, nk = blocks_of(tokens, block_q), blocks_of(tokens, block_k)
+    scores = torch.rand(1, heads, nq, nk, generator=torch.Generator().manual_seed(seed))
+    keep = max(1, round(nk * (1 - sparsity)))
+    return from_topk(scores, keep, block_q=block_q, block_k=block_k)
+
+
+def least_cpu_seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Run all calls in turns and return the least CPU seconds of each."""
+    least = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            started = time.process_time()
+            call()
+            least[name] = min(least[name], time.process_time() - started)
+    return least
+
+
+def measure(
+    dtype: torch.dtype, *, tokens: int, heads: int, d: int, blocks_q: list[int], rounds: int
+) -> list[Row]:
+    """Measure every block size and sparsity of one type beside dense attention."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, heads, tokens, d, generator=generator).to(dtype).unbind()
+    name = str(dtype).removeprefix("torch.")
+    rows = []
+    for block_q in blocks_q:
+        calls: dict[str, Callable[[], object]] = {
+            "dense": lambda: scaled_dot_product_attention(q, k, v)
+        }
+        densities = {}
+        for sparsity in SPARSITIES:
+            lists = random_lists(tokens, heads, block_q, BLOCK_K, sparsity)
+            densities[f"{sparsity}"] = float(lists.density())
+            calls[f"{sparsity}"] = lambda lists=lists: block_sparse_attention(  # type: ignore[misc] # the default binds the loop's lists
+                q, k, v, lists
+            )
+        least = least_cpu_seconds(calls, rounds)
+        rows += [
+            Row(name, block_q, density, least["dense"], least[key])
+            for key, density in densities.items()
+        ]
+    return rows
+
+
+def break_even(rows: list[Row]) -> float:
+    """Return the density from which dense attention is faster.
+
+    A sparse call costs a + b * density, so the line through the measured points says where it
+    meets the dense call; 1 where it never does.
+    """
+    x, y = [row.density for row in rows], [row.sparse for row in rows]
+    slope, intercept = statistics.linear_regression(x, y)
+    dense = statistics.mean(row.dense for row in rows)
+    return min(1.0, (dense - intercept) / slope)
+
+
+def table(rows: list[Row]) -> str:
+    """Write the rows as a Markdown table, one line per type and block size."""
+    lines = [
+        "| type | query rows per block | "
+        + " | ".join(f"{s:.0%} sparse: gain (of ideal)" for s in SPARSITIES)
+        + " | break-even density |",
+        "|---|---|" + "---|" * (len(SPARSITIES) + 1),
+    ]
+    for dtype, block_q in dict.fromkeys((row.dtype, row.block_q) for row in rows):
+        group = [row for row in rows if (row.dtype, row.block_q) == (dtype, block_q)]
+        cells = [f"{row.gain:.2f}x ({row.share:.0%})" for row in group]
+        lines.append(f"| {dtype} | {block_q} | {' | '.join(cells)} | {break_even(group):.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--d", type=int, default=64, help="head dim")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--blocks", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--types", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--output", type=Path, help="also write the rows as JSON lines")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for name in arguments.types:
+        rows += measure(
+            getattr(torch, name),
+            tokens=arguments.tokens,
+            heads=arguments.heads,
+            d=arguments.d,
+            blocks_q=arguments.blocks,
+            rounds=arguments.rounds,
+        )
+    print(f"{arguments.tokens} tokens, {arguments.heads} heads of {arguments.d}, key blocks of")
+    print(f"{BLOCK_K}, one thread, torch {torch.__version__}\n")
+    print(table(rows))
+    if arguments.output:
+        lines = [json.dumps(row._asdict()) for row in rows]
+        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

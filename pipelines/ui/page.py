@@ -1,0 +1,82 @@
+"""What every tab is given: gradio, the studio, the album, the limits, and errors that can be shown.
+
+A handler that raises PluginError is told in words; anything else is a fault of ours, which the
+server's log has and the browser has not. gradio shows messages as HTML, so they are escaped.
+"""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from skipstep.pipelines.ui.album import Album
+from skipstep.pipelines.ui.limits import Limits
+from skipstep.pipelines.ui.studio import Studio
+from skipstep.plugins.errors import PluginError
+
+__all__ = ["QUEUE", "Page", "private"]
+
+logger = logging.getLogger(__name__)
+
+LONGEST_MESSAGE = 600
+QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+"""Events that run the model wait in one line."""
+
+
+def private(**more: Any) -> dict[str, Any]:
+    """Return the settings of an event that belongs to the page alone: clients have the API."""
+    return {"api_visibility": "private", **more}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the tabs are built from."""
+
+    gradio: Any
+    studio: Studio
+    album: Album
+    limits: Limits
+    folder: Path
+
+    def handled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a handler whose errors reach the browser as words."""
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
+                with self.in_words():
+                    yield from function(*args, **kwargs)
+
+            return generator
+
+        @functools.wraps(function)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            with self.in_words():
+                return function(*args, **kwargs)
+
+        return plain
+
+    @contextmanager
+    def in_words(self) -> Iterator[None]:
+        """Turn exceptions into gradio's errors."""
+        try:
+            yield
+        except self.gradio.Error:
+            raise
+        except PluginError as error:
+            raise self.error(str(error)) from None
+        except Exception as error:
+            logger.exception("a request failed")
+            raise self.error(
+                f"something went wrong inside ({type(error).__name__}): the server's log says what"
+            ) from None
+
+    def error(self, words: str) -> Any:
+        """Return an error that the browser shows."""
+        short = words if len(words) <= LONGEST_MESSAGE else f"{words[: LONGEST_MESSAGE - 3]}..."
+        return self.gradio.Error(escape(short, quote=False), print_exception=False)

@@ -1,0 +1,1 @@
+"""Kind "attention": sparse and quantised attention in place of a denoiser's own."""

@@ -1,0 +1,168 @@
+"""Compile the Triton kernels for GPUs on a machine that has none: `python compile_for_gpus.py 90`.
+
+Every launcher is called with tensors in main memory; instead of a launch, what it would have
+launched is compiled to machine code. One line per kernel is printed.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from skipstep.kernels.block_pool_triton import block_stats_triton
+from skipstep.kernels.block_scores_triton import pooled_softmax_triton
+from skipstep.kernels.block_sparse_attention_triton import launch_attention
+from skipstep.kernels.delta_triton import shift_groups_triton
+from skipstep.kernels.kmeans_triton import assign_triton, mean_triton
+from skipstep.kernels.permute_triton import gather_triton
+from skipstep.kernels.quant_attention_triton import launch_quantized
+from skipstep.kernels.tuning import pick
+
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def type_of(value: Any) -> str:
+    """Name a kernel argument's type for the compiler."""
+    if isinstance(value, torch.Tensor):
+        return TYPES[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def compile_instead(
+    kernel: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any
+) -> None:
+    """Compile a kernel for what it would be launched with.
+
+    As in a launch, an absent tensor and a 1 are constants, and the compiler is told which addresses
+    and sizes 16 divides: without that it neither loads whole vectors nor loads ahead.
+    """
+    given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    free = {parameter.name for parameter in kernel.params if not parameter.do_not_specialize}
+    constants = {
+        parameter.name: given[parameter.name]
+        for parameter in kernel.params
+        if parameter.is_constexpr
+        or given[parameter.name] is None
+        or (parameter.name in free and is_one(given[parameter.name]))
+    }
+    signature = {
+        name: "constexpr" if name in constants else type_of(given[name])
+        for name in kernel.arg_names
+    }
+    divisible = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(kernel.arg_names)
+        if name not in constants and name in free and divides_by_16(given[name])
+    }
+    options = {name: given[name] for name in ("num_warps", "num_stages") if name in given}
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    compiled = triton.compile(ASTSource(kernel, signature, constants, divisible), target, options)
+    shared = compiled.metadata.shared
+    print(kernel.__name__, len(compiled.asm["cubin"]), "bytes,", shared, "of shared memory")
+
+
+def is_one(value: Any) -> bool:
+    """Say whether a launch would make this argument a constant."""
+    return isinstance(value, int) and value == 1
+
+
+def divides_by_16(value: Any) -> bool:
+    """Say whether a launch would tell the compiler so of this argument."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr() % 16 == 0
+    return isinstance(value, int) and value % 16 == 0
+
+
+def attention_launches() -> list[Callable[[], Any]]:
+    """List calls of the attention kernels, with every flag off and on, at their largest tiles."""
+    sm = int(sys.argv[1])
+    lists = (torch.zeros(1, 2, 3, 5, dtype=torch.int32), torch.zeros(1, 2, 3, dtype=torch.int32))
+    extras = (torch.arange(6), torch.zeros(5, dtype=torch.int32), torch.tensor([300]))
+    numbers: dict[str, Any] = {"block_q": 128, "block_k": 64, "scale": 0.1}
+
+    def attention(dtype: torch.dtype, d: int, flags: bool) -> Callable[[], Any]:
+        q, k = torch.zeros(1, 2, 300, d, dtype=dtype), torch.zeros(1, 1, 320, d, dtype=dtype)
+        return lambda: launch_attention(
+            q,
+            k,
+            k,
+            *lists,
+            *(extras if flags else (None,) * 3),
+            **numbers,
+            skip_log2=-8.0 if flags else None,
+            tiles=pick("block_sparse_attention", d=d, dtype=dtype, sm=sm, block_q=128, block_k=64),
+            upcast_dot=False,
+            precision="ieee",
+        )
+
+    def quantized(dtype: torch.dtype, d: int, flags: bool) -> Callable[[], Any]:
+        q, k = torch.zeros(1, 2, 300, d).to(torch.int8), torch.zeros(1, 1, 320, d).to(torch.int8)
+        return lambda: launch_quantized(
+            q,
+            torch.zeros(1, 2, 300),
+            k,
+            torch.zeros(1, 1, 320),
+            torch.zeros(1, 2, 3, 320) if flags else None,
+            torch.zeros(1, 1, 320, d).to(dtype),
+            *lists,
+            *(extras if flags else (None,) * 3),
+            **numbers,
+            scale_per_block=not flags,
+            tiles=pick("quantized_attention", d=d, dtype=q.dtype, sm=sm, block_q=128, block_k=64),
+            upcast_dot=False,
+        )
+
+    # Exact products of fp32 numbers take most of the compiler's time, and are the same everywhere.
+    return [
+        attention(torch.bfloat16, 64, False),
+        attention(torch.bfloat16, 128, True),
+        quantized(torch.bfloat16, 64, False),
+        quantized(torch.float8_e4m3fn if sm >= 89 else torch.float16, 128, True),
+        *([attention(torch.float32, 80, False)] if sm < 89 else []),
+    ]
+
+
+def launches() -> list[Callable[[], Any]]:
+    """List one call of every launcher, with the types and sizes of a large model."""
+    x = torch.zeros(1, 2, 256, 128, dtype=torch.bfloat16)
+    flat, ids = x.flatten(0, 1), torch.zeros(2, 256, dtype=torch.int32)
+    centroids = torch.zeros(2, 100, 128, dtype=torch.float32)
+    sizes = torch.zeros(2, 100, dtype=torch.int32)
+    return [
+        lambda: block_stats_triton(x, 128, None, False),
+        lambda: block_stats_triton(x, 128, sizes[0], True),
+        lambda: pooled_softmax_triton(x, x, 16, 8, 4, 1.0, False, False),
+        lambda: pooled_softmax_triton(x, x, 1, 16, 16, 1.0, True, False),
+        lambda: gather_triton(x, ids[0]),
+        lambda: assign_triton(flat, centroids.bfloat16(), False),
+        lambda: mean_triton(flat, ids, sizes, centroids),
+        lambda: shift_groups_triton(x, torch.zeros(1, 2, 4, 128), 64),
+        *attention_launches(),
+    ]
+
+
+def main() -> None:
+    """Compile everything; the first kernel that does not compile ends it."""
+    JITFunction.run = compile_instead
+    for launch in launches():
+        launch()
+
+
+if __name__ == "__main__":
+    main()

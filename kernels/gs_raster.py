@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from skipstep.kernels.dispatch import Backend, backend_for, or_torch
 from skipstep.kernels.gs_bin import ALPHA_MIN, TileLists, tile_lists
 
 __all__ = ["ALPHA_MAX", "T_MIN", "rasterize_gaussians", "rasterize_gaussians_ref"]
@@ -29,7 +30,9 @@ __all__ = ["ALPHA_MAX", "T_MIN", "rasterize_gaussians", "rasterize_gaussians_ref
 ALPHA_MAX = 0.999
 T_MIN = 1e-4
 # Sizes of the torch path: one chunk of a block of tiles stays in a core's cache.
-TILE, CHUNK, BLOCK = 8, 16, 64
+TILE, CHUNK, BLOCK = 8, 32, 64
+# Tile of the Triton kernels.
+GPU_TILE = 16
 NEVER = -1e4
 
 
@@ -223,27 +226,59 @@ def rasterize_gaussians(
     height: int,
     background: Float[Tensor, " c"] | None = None,
     alpha_max: float = ALPHA_MAX,
+    backend: str | None = None,
 ) -> tuple[Float[Tensor, "v height width c"], Float[Tensor, "v height width"]]:
     """Return the features of all views, composited over the background, and alpha.
 
     Differentiable in everything but the depths, which only sort. A splat that must not be seen,
-    as behind the camera, gets opacity 0.
+    as behind the camera, gets opacity 0. `backend`: "torch", "triton" or "interpret"; None chooses
+    (`kernels.dispatch`).
     """
     if width < 1 or height < 1:
         raise ValueError(
             f"rasterize_gaussians was given a picture of {width} x {height}: it needs a pixel"
         )
+    chosen = backend_for(
+        "rasterize_gaussians", means2d, features, backend=backend, dtypes=(torch.float32,)
+    )
     lists = tile_lists(
         *(values.detach() for values in (means2d, conics, depths, opacities)),
         width=width,
         height=height,
-        tile=TILE,
+        tile=TILE if chosen == "torch" else GPU_TILE,
     )
     log_opacities = torch.log(opacities.clamp_min(ALPHA_MIN / 2))
     splats = torch.cat([means2d, conics, log_opacities[..., None]], -1).flatten(0, 1)
     # Alpha is the sum of the weights: one more feature that is always 1.
     ones = torch.ones_like(features[..., :1])
     flat = torch.cat([features, ones], -1).flatten(0, 1)
-    tiles: Tensor = Composite.apply(splats, flat, lists, alpha_max)  # type: ignore[no-untyped-call]  # torch's
+    tiles = composite(splats, flat, lists, alpha_max, chosen)
     result = untile(tiles, lists, width=width, height=height)
     return over(result[..., :-1], result[..., -1], background)
+
+
+def composite(
+    splats: Float[Tensor, "m 6"],
+    features: Float[Tensor, "m c"],
+    lists: TileLists,
+    alpha_max: float,
+    backend: Backend,
+) -> Float[Tensor, "lists p c"]:
+    """Composite all lists on the chosen backend."""
+
+    def plain() -> Tensor:
+        tiles: Tensor = Composite.apply(splats, features, lists, alpha_max)  # type: ignore[no-untyped-call]  # torch's
+        return tiles
+
+    def kernel() -> Tensor:
+        from skipstep.kernels.gs_raster_triton import MOST_CHANNELS, CompositeTriton
+
+        groups = [
+            CompositeTriton.apply(splats, part, lists, alpha_max, T_MIN)  # type: ignore[no-untyped-call]  # torch's
+            for part in torch.split(features, MOST_CHANNELS, -1)
+        ]
+        return torch.cat(groups, -1)
+
+    if backend == "torch":
+        return plain()
+    return or_torch("rasterize_gaussians", splats.device, kernel, plain)

@@ -89,11 +89,13 @@ class Cameras:
         elevations: Float[Tensor, " v"],
         *,
         radius: float = 2.2,
+        target: Float[Tensor, " 3"] | None = None,
         fov: float = 49.1,
         width: int = 256,
         height: int | None = None,
     ) -> "Cameras":
-        """Place cameras on a sphere around the origin; angles in degrees, azimuth 0 is at +z."""
+        """Place cameras on a sphere around `target`; angles in degrees, azimuth 0 is at +z."""
+        target = torch.zeros(3) if target is None else target
         azimuth, elevation = torch.deg2rad(azimuths), torch.deg2rad(elevations)
         centres = radius * torch.stack(
             [
@@ -103,7 +105,7 @@ class Cameras:
             ],
             -1,
         )
-        return cls.look_at(centres, fov=fov, width=width, height=height)
+        return cls.look_at(centres + target, target=target, fov=fov, width=width, height=height)
 
     @classmethod
     def orbit(
@@ -112,18 +114,41 @@ class Cameras:
         *,
         elevation: float = 15.0,
         radius: float = 2.2,
+        target: Float[Tensor, " 3"] | None = None,
         fov: float = 49.1,
         width: int = 256,
         height: int | None = None,
     ) -> "Cameras":
-        """Place cameras evenly on a circle around the origin.
+        """Place cameras evenly on a circle around `target`, by default the origin.
 
         >>> len(Cameras.orbit(8))
         8
         """
         azimuths = torch.arange(views) * (360.0 / views)
         elevations = torch.full((views,), float(elevation))
-        return cls.around(azimuths, elevations, radius=radius, fov=fov, width=width, height=height)
+        return cls.around(
+            azimuths,
+            elevations,
+            radius=radius,
+            target=target,
+            fov=fov,
+            width=width,
+            height=height,
+        )
+
+    def swing(self, view: int, *, distance: float, amount: float, views: int = 36) -> "Cameras":
+        """Return cameras on a small circle around one view, all looking `distance` ahead of it.
+
+        `amount` is the circle's radius over the distance. It needs no idea of what is up.
+        """
+        c2w = torch.linalg.inv(self.w2c[view])
+        turn = torch.arange(views) * (2 * math.pi / views)
+        circle = torch.stack([turn.sin(), 0.4 * turn.cos(), torch.zeros(views)], -1)
+        ahead = c2w[:3, 3] + distance * c2w[:3, 2]
+        centres = c2w[:3, 3] + amount * distance * circle.to(c2w) @ c2w[:3, :3].T
+        x, y, z = (-c2w[:3, 1]).tolist()
+        looking = Cameras.look_at(centres, target=ahead, up=(x, y, z))
+        return replace(self, w2c=looking.w2c, K=self.K[view].expand(views, 3, 3))
 
     def resized(self, width: int, height: int) -> "Cameras":
         """Return the same views at another size in pixels; K is scaled with them."""

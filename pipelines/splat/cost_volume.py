@@ -25,7 +25,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CostVolumeGaussianModel", "PixelGaussians"]
+__all__ = ["CostVolumeGaussianModel", "PixelGaussians", "pixel_rays", "sweep"]
 
 F = nn.functional
 
@@ -62,16 +62,22 @@ def sweep(
     w2c: Float[Tensor, "b v 4 4"],
     K: Float[Tensor, "b v 3 3"],
     z: Float[Tensor, " d"],
+    *,
+    others: list[list[int]] | None = None,
 ) -> tuple[Float[Tensor, "b v d height width"], Float[Tensor, "b v d height width"]]:
-    """Return occ and dif of every pixel and plane; a view that does not see a point has no say."""
+    """Return occ and dif of every pixel and plane; a view that does not see a point has no say.
+
+    Row r of `others` names for every view the r-th view it is compared with: by default all.
+    """
     b, v, _, height, width = pictures.shape
     o, d = pixel_rays(w2c, K, height, width)
     own = pictures[:, :, :3, None]
     occ = pictures.new_ones(b, v, len(z), height, width)
     dif, weight = torch.zeros_like(occ), torch.zeros_like(occ)
     half = K.new_tensor([width / 2, height / 2])
-    for step in range(1, v):
-        other = [(view + step) % v for view in range(v)]
+    if others is None:
+        others = [[(view + step) % v for view in range(v)] for step in range(1, v)]
+    for other in others:
         # Points o + z d in pixels of the other view are affine in z: z A + e.
         P = K[:, other] @ w2c[:, other, :3]
         A = torch.einsum("bvij,bvhwj->bvhwi", P[..., :3], d)

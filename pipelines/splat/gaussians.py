@@ -111,6 +111,31 @@ class Gaussians:
             raise ValueError("these Gaussians cannot be used: " + "; ".join(problems))
         return self
 
+    def extent(self) -> tuple[Float[Tensor, " 3"], float]:
+        """Return the middle of what is solid and the radius around it that holds nine tenths."""
+        means = self.means.detach().cpu().float()
+        solid = means[self.opacities.detach().cpu() > 0.1]
+        solid = solid if len(solid) else means
+        if not len(solid):
+            return torch.zeros(3), 1.0
+        middle = solid.median(0).values
+        # torch.quantile takes at most 16 million values.
+        distances = (solid - middle).norm(dim=-1)[:1_000_000]
+        return middle, max(torch.quantile(distances, 0.9).item(), 1e-3)
+
+    def orbit(self, views: int = 36, *, elevation: float = 15.0, width: int = 256) -> Rendering:
+        """Render a full turn around the scene on white; `.pictures()` of it are PIL images."""
+        middle, reach = self.extent()
+        cameras = Cameras.orbit(
+            views, elevation=elevation, radius=3.2 * reach, target=middle, width=width
+        )
+        with torch.no_grad():
+            parts = [self.render(cameras[view].to(self.means.device)) for view in range(views)]
+        rgb, alpha = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("rgb", "alpha")
+        )
+        return Rendering(rgb, alpha)
+
     def render(self, cameras: Cameras, **options: Any) -> Rendering:
         """Render the scene: see `skipstep.pipelines.splat.render.render`."""
         return render(self, cameras, **options)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from skipstep.kernels.gs_harmonics import harmonics_to_colours
@@ -30,6 +31,11 @@ class Rendering:
     depth: Float[Tensor, "v height width"] | None = None
     normal: Float[Tensor, "v height width 3"] | None = None
     features: dict[str, Tensor] = field(default_factory=dict)
+
+    def pictures(self) -> list[Image.Image]:
+        """Return the views as PIL images."""
+        values = (self.rgb.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        return [Image.fromarray(view) for view in values]
 
 
 def normals(gaussians: "Gaussians", d: Float[Tensor, "v n 3"]) -> Float[Tensor, "v n 3"]:

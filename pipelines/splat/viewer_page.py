@@ -10,6 +10,7 @@ It has 3 MB. A wheel with it is 1 MB larger; loading it from a CDN instead would
 import base64
 import html
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -70,26 +71,17 @@ def viewer_file(name: str) -> str:
 
 def view_of(gaussians: Gaussians, camera: Cameras | None) -> dict[str, object]:
     """Return where the viewer's camera stands, in its y-up world: y and z change their sign."""
-    solid = gaussians.means[gaussians.opacities > 0.1].detach().cpu()
-    solid = solid if len(solid) else gaussians.means.detach().cpu()
-    middle = solid.median(0).values if len(solid) else torch.zeros(3)
-    # Nine tenths of the splats: a few far ones must not push the camera away.
-    reach = (
-        torch.quantile((solid - middle).norm(dim=-1)[:100_000], 0.9).item() if len(solid) else 1.0
-    )
+    middle, reach = gaussians.extent()
     if camera is None:
-        camera = Cameras.orbit(1, radius=max(3 * reach, 1e-3))
-        position = camera.centres[0] + middle
+        position = Cameras.orbit(1, radius=3.2 * reach, target=middle).centres[0]
         target, up, fov = middle, torch.tensor([0.0, -1.0, 0.0]), 49.1
     else:
-        camera = camera[0].to("cpu")
-        position, forward = camera.centres[0], camera.w2c[0, 2, :3]
+        first = camera[0].to("cpu")
+        position, forward = first.centres[0], first.w2c[0, 2, :3]
         # The point in front of the camera at the scene's depth.
-        target = position + forward * float(
-            ((middle - position) * forward).sum().clamp_min(reach / 10)
-        )
-        up = -camera.w2c[0, 1, :3]
-        fov = float(2 * torch.rad2deg(torch.atan(camera.height / 2 / camera.K[0, 1, 1])))
+        ahead = max(float(((middle - position) * forward).sum()), reach / 10)
+        target, up = position + forward * ahead, -first.w2c[0, 1, :3]
+        fov = math.degrees(2 * math.atan(first.height / 2 / float(first.K[0, 1, 1])))
     flip = torch.tensor([1.0, -1.0, -1.0])
     return {
         "position": (position * flip).tolist(),

@@ -21,6 +21,8 @@ from skipstep.kernels.block_pool_triton import block_stats_triton
 from skipstep.kernels.block_scores_triton import pooled_softmax_triton
 from skipstep.kernels.block_sparse_attention_triton import launch_attention, launch_gradients
 from skipstep.kernels.delta_triton import shift_groups_triton
+from skipstep.kernels.gs_bin import TileLists
+from skipstep.kernels.gs_raster_triton import CompositeTriton
 from skipstep.kernels.kmeans_triton import assign_triton, mean_triton
 from skipstep.kernels.permute_triton import gather_triton
 from skipstep.kernels.quant_attention_triton import launch_quantized
@@ -153,6 +155,16 @@ def attention_launches() -> list[Callable[[], Any]]:
     ]
 
 
+def splat(channels: int) -> None:
+    """Composite a few splats, forward and backward, without autograd's bookkeeping."""
+    ids, offsets = torch.zeros(40, dtype=torch.int64), torch.tensor([0, 40, 40])
+    splats = torch.zeros(5, 6, requires_grad=True)
+    features = torch.zeros(5, channels, requires_grad=True)
+    lists = TileLists(ids, offsets, 1, 2, 16)
+    out: torch.Tensor = CompositeTriton.apply(splats, features, lists, 0.999, 1e-4)  # type: ignore[no-untyped-call]  # torch's
+    torch.autograd.backward(out.sum())
+
+
 def launches() -> list[Callable[[], Any]]:
     """List one call of every launcher, with the types and sizes of a large model."""
     x = torch.zeros(1, 2, 256, 128, dtype=torch.bfloat16)
@@ -169,6 +181,8 @@ def launches() -> list[Callable[[], Any]]:
         lambda: mean_triton(flat, ids, sizes, centroids),
         lambda: shift_groups_triton(x, torch.zeros(1, 2, 4, 128), 64),
         *attention_launches(),
+        lambda: splat(4),
+        lambda: splat(40),
     ]
 
 

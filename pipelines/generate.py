@@ -190,7 +190,7 @@ def load_pipeline(
     if model is None:
         from skipstep.pipelines.reference import load_reference
 
-        pipe: Any = load_reference(kind)
+        pipe: Any = load_reference(dtype=kind)
     else:
         from diffusers import DiffusionPipeline
 

@@ -33,6 +33,7 @@ def stand_in() -> Any:
 
     from skipstep.pipelines.reference import autoencoder, denoiser
     from skipstep.pipelines.reference.load import ReferencePipeline
+    from skipstep.pipelines.reference.recipe import find_recipe, load_recipe
     from skipstep.pipelines.reference.text import load_text_encoder, load_tokenizer
 
     torch.manual_seed(0)
@@ -40,7 +41,7 @@ def stand_in() -> Any:
         tokenizer=load_tokenizer(),
         text_encoder=load_text_encoder(torch.float32),
         vae=AutoencoderTiny(**autoencoder.CONFIG).eval(),
-        transformer=PixArtTransformer2DModel(**denoiser.CONFIG).eval(),
+        transformer=PixArtTransformer2DModel(**load_recipe(find_recipe("picture")).denoiser).eval(),
         scheduler=denoiser.new_scheduler(),
     )
 

@@ -64,7 +64,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Folder or hub id of a diffusers pipeline; without it the built-in reference model.",
+        help="Folder or hub id of a diffusers pipeline, or a reference model (picture, unet, ...); "
+        "without it the built-in one, picture.",
         show_default=False,
     ),
 ]
@@ -125,8 +126,9 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
+    clip_format: Annotated[str, typer.Option(help="webp or mp4, for models of clips.")] = "webp",
 ) -> None:
-    """Make pictures; each PNG knows how it was made (skipstep show)."""
+    """Make pictures or clips; each file knows how it was made (skipstep show)."""
     from skipstep.pipelines.arms import read_recipe
     from skipstep.pipelines.generate import Saved, load_pipeline
     from skipstep.pipelines.generate import generate as generate_pictures
@@ -151,6 +153,7 @@ def generate(
         size=size,
         plugins=plugins,
         model="reference" if model is None else model_name(model),
+        clip_format=clip_format,
         on_saved=tell,
     )
 
@@ -396,7 +399,9 @@ def convert(
 
 @app.command()
 def show(
-    picture: Annotated[Path, typer.Argument(help="A PNG made by skipstep.", show_default=False)],
+    picture: Annotated[
+        Path, typer.Argument(help="A PNG, WebP or MP4 made by skipstep.", show_default=False)
+    ],
 ) -> None:
     """Print how a picture was made."""
     from skipstep.pipelines.pictures import read_metadata
@@ -474,7 +479,9 @@ def use_threads(threads: int | None, model: str | None) -> None:
     """
     import torch
 
-    if threads is not None or model is None:
+    from skipstep.pipelines.generate import is_reference
+
+    if threads is not None or is_reference(model):
         torch.set_num_threads(threads or 1)
 
 

@@ -14,13 +14,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from skipstep.pipelines.clip_files import CLIP_FORMATS, FRAMES_PER_SECOND, save_clip
 from skipstep.pipelines.pictures import read_pictures, save_png, to_bytes, to_image
 from skipstep.plugins import options
-from skipstep.plugins.errors import Incompatible, PluginError
+from skipstep.plugins.errors import PluginError
 
-__all__ = ["Saved", "file_name", "generate", "load_pipeline", "size_arguments"]
+__all__ = ["Saved", "file_name", "generate", "is_reference", "load_pipeline", "size_arguments"]
 
 LONGEST_SLUG = 48
 LARGEST_SIDE = 8192
@@ -48,9 +50,10 @@ def generate(
     size: str | None = None,
     plugins: Sequence[Any] = (),
     model: str = "",
+    clip_format: str = "webp",
     on_saved: Callable[[Saved], None] | None = None,
 ) -> list[Saved]:
-    """Make `num` pictures of each prompt and save them as PNG files.
+    """Make `num` pictures of each prompt and save them as PNG files; clips as WebP or MP4.
 
     Args:
         pipe: a diffusers text-to-image pipeline.
@@ -60,6 +63,7 @@ def generate(
         size: "256" or "512x768" (width x height); None leaves the pipeline its default.
         plugins: options objects that are switched on meanwhile.
         model: what to note as the model in the metadata.
+        clip_format: "webp" or "mp4", for pipelines that make clips.
         on_saved: called after each file.
 
     Raises PluginError for unusable arguments.
@@ -67,6 +71,10 @@ def generate(
     for name, value in (("steps", steps), ("num", num)):
         if value < 1:
             raise PluginError(f"generate: {name}={value} is not allowed: must be 1 or more")
+    if clip_format not in CLIP_FORMATS:
+        raise PluginError(
+            f"generate: clip_format={clip_format!r} is not known: choose {', '.join(CLIP_FORMATS)}"
+        )
     if not prompts:
         raise PluginError('generate: no prompt given: for example "a pizza, 3d style"')
     call: dict[str, Any] = {"num_inference_steps": steps, "output_type": "np"}
@@ -83,15 +91,14 @@ def generate(
                 generator = torch.Generator("cpu").manual_seed(seed + index)
                 result = pipe(prompt=prompt, generator=generator, **call)
                 report = pipe.plugin_report() if plugins else None
-                pictures = read_pictures(result)
-                if pictures.shape[1] > 1:
-                    raise Incompatible(
-                        f"generate: {type(pipe).__name__} makes clips, not pictures: call it from "
-                        "Python and use diffusers.utils.export_to_video"
-                    )
-                path = target / file_name(target, prompt)
+                frames = to_bytes(read_pictures(result).transpose(0, 1))  # frame by frame
+                kind = "png" if len(frames) == 1 else clip_format
+                path = target / file_name(target, prompt, kind)
                 described = describe(pipe, prompt, seed + index, call, plugins, model, report)
-                save_png(to_image(to_bytes(pictures)[0]), path, described)
+                if len(frames) == 1:
+                    save_png(to_image(frames[0]), path, described)
+                else:
+                    save_clip(np.stack(frames), path, described, rate=FRAMES_PER_SECOND)
                 saved.append(Saved(path, prompt, seed + index, report))
                 if on_saved is not None:
                     on_saved(saved[-1])
@@ -125,7 +132,7 @@ def describe(
     return described
 
 
-def file_name(folder: Path, prompt: str) -> str:
+def file_name(folder: Path, prompt: str, kind: str = "png") -> str:
     """Return a free file name: a number after the highest in the folder and a slug of the prompt.
 
     >>> file_name(Path("no such folder"), "../Café & <b>Pizza</b>")
@@ -135,7 +142,7 @@ def file_name(folder: Path, prompt: str) -> str:
     if folder.is_dir():
         found = (re.match(r"(\d+)-", path.name) for path in folder.iterdir())
         numbers += [int(match[1]) for match in found if match is not None]
-    return f"{max(numbers) + 1:04d}-{slug(prompt)}.png"
+    return f"{max(numbers) + 1:04d}-{slug(prompt)}.{kind}"
 
 
 def slug(prompt: str) -> str:
@@ -171,11 +178,19 @@ def read_size(text: str) -> tuple[int, int]:
     return width, height
 
 
+def is_reference(model: str | None) -> bool:
+    """Say whether `model` names one of our reference models; None is the default one."""
+    from skipstep.pipelines.reference.recipe import recipe_names
+
+    return model is None or (model in recipe_names() and not Path(model).exists())
+
+
 def load_pipeline(
     model: str | None = None, *, device: str | None = None, dtype: str | None = None
 ) -> Any:
-    """Load a diffusers pipeline from a folder or a hub id, or the reference model if none is named.
+    """Load a diffusers pipeline from a folder or a hub id, or a reference model by its name.
 
+    None is the default reference model; a folder goes before a reference model of the same name.
     Only safetensors are read, and no code that comes with a model is run. The device defaults to a
     CUDA GPU where there is one; the dtype to bfloat16 there and float32 elsewhere.
 
@@ -187,10 +202,10 @@ def load_pipeline(
         raise PluginError(f"dtype {dtype!r} is not known: choose {', '.join(kinds)}")
     default = torch.bfloat16 if chosen.startswith("cuda") else torch.float32
     kind = kinds[dtype] if dtype else default
-    if model is None:
+    if is_reference(model):
         from skipstep.pipelines.reference import load_reference
 
-        pipe: Any = load_reference(kind)
+        pipe: Any = load_reference(model or "picture", dtype=kind)
     else:
         from diffusers import DiffusionPipeline
 

@@ -108,20 +108,36 @@ def to_png(image: Image.Image, metadata: Mapping[str, Any] | None = None, **chun
 
 
 def read_metadata(path: Path) -> str:
-    """Return the JSON in a PNG's text chunk `skipstep`.
+    """Return the JSON in a PNG's text chunk `skipstep`, a WebP's XMP packet or an MP4's comment.
 
     Raises PluginError for files without one.
     """
     try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get("skipstep")
-    except UnidentifiedImageError:
+        if path.suffix == ".mp4":
+            text = read_comment(path)
+        else:
+            with Image.open(path) as image:
+                text = getattr(image, "text", {}).get("skipstep")
+                text = text or image.info.get("xmp", b"").decode() or None
+        json.loads(text or "")
+    except (UnidentifiedImageError, json.JSONDecodeError, UnicodeDecodeError):
         text = None
     if text is None:
         raise PluginError(
-            f"{path} says nothing about how it was made: only PNGs written by skipstep do"
+            f"{path} says nothing about how it was made: only files written by skipstep do"
         )
     return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+
+
+def read_comment(path: Path) -> str | None:
+    """Return the comment of a film."""
+    try:
+        import av
+    except ImportError:
+        raise PluginError('MP4 needs PyAV: pip install "skipstep[video]"') from None
+    with av.open(path) as container:
+        comment: str | None = container.metadata.get("comment")
+    return comment
 
 
 def write_whole(path: Path, content: bytes) -> None:

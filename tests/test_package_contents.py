@@ -8,7 +8,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_PACKAGES = {"benchmarks", "build", "dist", "docs", "examples", "notebooks", "out", "tests"}
+NOT_PACKAGES = {
+    "benchmarks",
+    "build",
+    "dist",
+    "docs",
+    "examples",
+    "notebooks",
+    "out",
+    "tests",
+    "zoo",
+}
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
     "setuptools"
 ]

@@ -32,7 +32,7 @@ from skipstep.pipelines.reference.data import Pictures, load_pictures
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
 from skipstep.pipelines.reference.threads import CoreFollower
 
-__all__ = ["CONFIG", "new_autoencoder", "reconstruction_loss", "to_tensor"]
+__all__ = ["CONFIG", "feature_distance", "new_autoencoder", "reconstruction_loss", "to_tensor"]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -76,6 +76,24 @@ def to_tensor(pixels: np.typing.NDArray[np.float32]) -> Float[Tensor, "b 3 heigh
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def feature_distance(
+    features: EfficientNetLite0,
+    x: Float[Tensor, "b 3 height width"],
+    y: Float[Tensor, "b 3 height width"],
+) -> Float[Tensor, ""]:
+    """Return the mean squared distance of normalised feature maps; gradients flow to `y` alone."""
+    taps = (0, 2, 4)
+    with torch.no_grad():
+        maps_x = features.maps(x, taps)
+    maps_y = features.maps(y, taps)
+    return torch.stack(
+        [
+            (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).pow(2).sum(1).mean()
+            for a, b in zip(maps_x, maps_y, strict=True)
+        ]
+    ).mean()
+
+
 def reconstruction_loss(
     x: Float[Tensor, "b 3 height width"],
     y: Float[Tensor, "b 3 height width"],
@@ -83,19 +101,9 @@ def reconstruction_loss(
     features: EfficientNetLite0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Return the training loss of the module docstring and the mean squared error inside it."""
-    taps = (0, 2, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        with torch.no_grad():
-            maps_x = features.maps(x, taps)
-        maps_y = features.maps(y, taps)
     y, z = y.float(), z.float()
     squared = (y - x).pow(2).mean()
-    distance = torch.stack(
-        [
-            (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).pow(2).sum(1).mean()
-            for a, b in zip(maps_x, maps_y, strict=True)
-        ]
-    ).mean()
+    distance = feature_distance(features, x, y)
     centred = z.mean((0, 2, 3)).pow(2).mean() + (z.std() - 1).pow(2)
     return (y - x).abs().mean() + 2 * squared + 0.1 * distance + 0.05 * centred, squared
 
@@ -184,9 +192,8 @@ def train(cache: Path, minutes: float, output: Path) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         x = draw_batch(train_styles, random, whole=random.random() < 0.3)
-        with torch.autocast("cpu", torch.bfloat16):
-            z = model.encoder(x)
-            y = model.decoder(z + NOISE * torch.randn_like(z))
+        z = model.encoder(x)
+        y = model.decoder(z + NOISE * torch.randn_like(z))
         loss, squared = reconstruction_loss(x, y, z, features)
         optimizer.zero_grad()
         torch.autograd.backward(loss)

@@ -10,6 +10,7 @@ import hashlib
 from skipstep.pipelines.reference.palette import COLOURS
 
 __all__ = [
+    "ANIMATED",
     "STYLES",
     "TAUGHT",
     "caption",
@@ -19,6 +20,8 @@ __all__ = [
 ]
 
 STYLES = ("flat", "3d", "noto")
+# The style of the video model's clips.
+ANIMATED = "animated"
 
 
 def parse_names(text: str) -> frozenset[str]:

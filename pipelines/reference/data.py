@@ -24,8 +24,21 @@ from PIL import Image
 
 from skipstep.pipelines.reference.captions import TAUGHT, normalise
 
-__all__ = ["NPM_PACKAGES", "WHEELS", "Pictures", "fetch_package", "fetch_wheel", "load_pictures"]
+__all__ = [
+    "NPM_PACKAGES",
+    "SIZE",
+    "WHEELS",
+    "Pictures",
+    "fetch_package",
+    "fetch_wheel",
+    "load_emojibase",
+    "load_pictures",
+    "picture_file",
+    "premultiply",
+    "store_pictures",
+]
 
+# The size at which every name is rendered, for the autoencoder; larger ones only the taught names.
 SIZE = 128
 
 # name@version -> (file, SHA-256)
@@ -45,6 +58,22 @@ NPM_PACKAGES = {
     "@iconify-json/twemoji@1.2.5": (
         "iconify-json-twemoji-1.2.5.tgz",
         "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+    ),
+    "@lobehub/fluent-emoji-anim-1@1.0.0": (
+        "lobehub-fluent-emoji-anim-1-1.0.0.tgz",
+        "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
+    ),
+    "@lobehub/fluent-emoji-anim-2@1.0.0": (
+        "lobehub-fluent-emoji-anim-2-1.0.0.tgz",
+        "e431da8172e394036c330faa77648d6fbbae1fd3b0be95637c4497c9075019c0",
+    ),
+    "@lobehub/fluent-emoji-anim-3@1.0.0": (
+        "lobehub-fluent-emoji-anim-3-1.0.0.tgz",
+        "3624d0c34c819c1794b74ccf6ae9034adff7c4cb6318dd2a645145f0196feb43",
+    ),
+    "@lobehub/fluent-emoji-anim-4@1.0.0": (
+        "lobehub-fluent-emoji-anim-4-1.0.0.tgz",
+        "3d4c08f1e321f70808ef4996aba0ab575a9d97b6c56ffffc92cf6161a7836aa3",
     ),
     "emojibase-data@17.0.0": (
         "emojibase-data-17.0.0.tgz",
@@ -72,15 +101,20 @@ SOURCES = {
 
 @dataclass
 class Pictures:
-    """Pictures of one style: `pixels` [n, 128, 128, 4] uint8, RGB premultiplied by alpha."""
+    """Pictures of one style: `pixels` [n, size, size, 4] uint8, RGB premultiplied by alpha."""
 
     names: list[str]
     pixels: npt.NDArray[np.uint8]
 
+    def only(self, names: frozenset[str]) -> "Pictures":
+        """Return the pictures whose name is in `names`."""
+        rows = [row for row, name in enumerate(self.names) if name in names]
+        return Pictures([self.names[row] for row in rows], self.pixels[rows])
+
     def composite(
         self, index: int | npt.NDArray[np.int64], background: tuple[int, int, int]
     ) -> npt.NDArray[np.float32]:
-        """Return the pictures over a background colour, [..., 128, 128, 3] in [0, 255]."""
+        """Return the pictures over a background colour, [..., size, size, 3] in [0, 255]."""
         rgba = self.pixels[index].astype(np.float32)
         over = rgba[..., :3] + np.asarray(background, np.float32) * (1 - rgba[..., 3:] / 255)
         return np.minimum(over, 255)
@@ -129,7 +163,7 @@ def load_emojibase(cache: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _render_vectors(tarball: Path, names: set[str]) -> Iterator[tuple[str, Image.Image]]:
+def _render_vectors(tarball: Path, names: set[str], size: int) -> Iterator[tuple[str, Image.Image]]:
     import resvg_py
 
     icons = _read_json(tarball, "package/icons.json")
@@ -145,15 +179,15 @@ def _render_vectors(tarball: Path, names: set[str]) -> Iterator[tuple[str, Image
         )
         png = resvg_py.svg_to_bytes(
             svg_string=svg,
-            width=SIZE if width >= height else None,
-            height=SIZE if height > width else None,
+            width=size if width >= height else None,
+            height=size if height > width else None,
             skip_system_fonts=True,
         )
-        yield name, _premultiply(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+        yield name, premultiply(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 
 
 def _render_bitmaps(
-    tarball: Path, name_of_code: dict[str, str], names: set[str]
+    tarball: Path, name_of_code: dict[str, str], names: set[str], size: int
 ) -> Iterator[tuple[str, Image.Image]]:
     with tarfile.open(tarball) as archive:
         for member in archive.getmembers():
@@ -163,17 +197,18 @@ def _render_bitmaps(
             if file is not None:
                 # Pillow weights RGBA by alpha itself while resizing: premultiply only afterwards.
                 picture = Image.open(io.BytesIO(file.read())).convert("RGBA")
-                yield name, _premultiply(picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+                yield name, premultiply(picture.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def _premultiply(picture: Image.Image) -> Image.Image:
+def premultiply(picture: Image.Image) -> Image.Image:
+    """Return an RGBA picture with its colours multiplied by alpha."""
     rgba = np.asarray(picture).astype(np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
     return Image.fromarray(rgba.round().astype(np.uint8), "RGBA")
 
 
-def render_style(style: str, names: set[str], cache: Path) -> Pictures:
-    """Render every picture of `style` whose name is in `names`."""
+def render_style(style: str, names: set[str], cache: Path, size: int = SIZE) -> Pictures:
+    """Render every picture of `style` whose name is in `names`, `size` pixels a side."""
     tarball = fetch_package(SOURCES[style], cache)
     if style == "3d":
         codes = {
@@ -181,33 +216,42 @@ def render_style(style: str, names: set[str], cache: Path) -> Pictures:
             normalise(r["label"])
             for r in load_emojibase(cache)
         }  # fmt: skip
-        rendered = dict(_render_bitmaps(tarball, codes, names))
+        rendered = dict(_render_bitmaps(tarball, codes, names, size))
     else:
-        rendered = dict(_render_vectors(tarball, names))
-    pixels = np.zeros((len(rendered), SIZE, SIZE, 4), np.uint8)
+        rendered = dict(_render_vectors(tarball, names, size))
+    pixels = np.zeros((len(rendered), size, size, 4), np.uint8)
     for row, picture in zip(pixels, rendered.values(), strict=True):
-        top, left = (SIZE - picture.height) // 2, (SIZE - picture.width) // 2
+        top, left = (size - picture.height) // 2, (size - picture.width) // 2
         row[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
     return Pictures(list(rendered), pixels)
 
 
-def load_pictures(style: str, cache: Path, *, taught_only: bool = True) -> Pictures:
+def load_pictures(
+    style: str, cache: Path, *, size: int = SIZE, taught_only: bool = True
+) -> Pictures:
     """Return the pictures of `style`, rendered once and kept in `cache`.
 
     With `taught_only` only the names of the denoiser's training set; otherwise every name without
-    skin tone, flag or keycap, which is what the autoencoder sees.
+    skin tone, flag or keycap, which is what the autoencoder sees (at 128 pixels only).
     """
-    groups = {normalise(record["label"]): record.get("group") for record in load_emojibase(cache)}
-    base = {
-        name for name, group in groups.items() if group not in (None, 9) and "keycap" not in name
-    }
-    path = cache / f"pictures-{style}.npz"
+    path = cache / picture_file(style, size)
     if not path.exists():
-        pictures = render_style(style, base, cache)
-        np.savez(path, names=np.array(pictures.names), pixels=pictures.pixels)
+        groups = {normalise(r["label"]): r.get("group") for r in load_emojibase(cache)}
+        names = {n for n, group in groups.items() if group not in (None, 9) and "keycap" not in n}
+        wanted = names if size == SIZE else names & TAUGHT
+        store_pictures(path, render_style(style, wanted, cache, size))
     with np.load(path) as stored:
         pictures = Pictures([str(name) for name in stored["names"]], stored["pixels"])
-    if not taught_only:
-        return pictures
-    rows = [row for row, name in enumerate(pictures.names) if name in TAUGHT]
-    return Pictures([pictures.names[row] for row in rows], pictures.pixels[rows])
+    return pictures.only(TAUGHT) if taught_only else pictures
+
+
+def picture_file(style: str, size: int) -> str:
+    """Return the name of the cache's file of one style's pictures."""
+    return f"pictures-{style}.npz" if size == SIZE else f"pictures-{style}-{size}.npz"
+
+
+def store_pictures(path: Path, pictures: Pictures) -> None:
+    """Write pictures, compressed; the file is whole or absent."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, names=np.array(pictures.names), pixels=pictures.pixels)
+    partial.replace(path)

@@ -6,35 +6,72 @@ Differs from the authors' code: 6.4 M parameters, MiniLM token embeddings instea
 conditions.
 """
 
+from typing import Any
+
 import torch
-from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
-from jaxtyping import Float, Int
+from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["CONFIG", "DENOISER", "flow_loss", "new_denoiser", "new_scheduler"]
+from skipstep.pipelines.reference.batch import Batch
+from skipstep.pipelines.reference.recipe import Data
+from skipstep.pipelines.reference.text import MAX_TOKENS
+
+__all__ = [
+    "DENOISER",
+    "ReferencePipeline",
+    "flow_loss",
+    "new_denoiser",
+    "new_pixart_pipeline",
+    "new_scheduler",
+]
 
 # The released weights; a retrained version takes a new name, since git keeps every file.
 DENOISER = "denoiser-v2"
-WIDTH = 192
-HEAD = 64
-CONFIG = {
-    "sample_size": 16,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 10,
-    "attention_head_dim": HEAD,
-    "num_attention_heads": WIDTH // HEAD,
-    "cross_attention_dim": WIDTH,
-    "caption_channels": 384,
-    "use_additional_conditions": False,
-    "interpolation_scale": 1,
-}
 
 
-def new_denoiser() -> PixArtTransformer2DModel:
+class ReferencePipeline(PixArtAlphaPipeline):  # type: ignore[misc]
+    """PixArtAlphaPipeline with defaults for 128 pixels, so that a prompt is all a call needs.
+
+    The stock pipeline refuses every `sample_size` but 32, 64 and 128 (256 pixels and more) unless
+    `use_resolution_binning=False`; there is no configuration value for it, hence this class. It
+    changes default arguments and nothing else. A saved copy names the stock class, so that
+    `DiffusionPipeline.from_pretrained` opens it without this package; there the keyword has to be
+    given.
+    """
+
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] = "",
+        num_inference_steps: int = 20,
+        *,
+        guidance_scale: float = 3.0,
+        clean_caption: bool = False,
+        use_resolution_binning: bool = False,
+        max_sequence_length: int = MAX_TOKENS,
+        **arguments: Any,
+    ) -> Any:
+        """Return pictures of `prompt`; every argument is PixArtAlphaPipeline's."""
+        return super().__call__(
+            prompt,
+            negative_prompt,
+            num_inference_steps,
+            guidance_scale=guidance_scale,
+            clean_caption=clean_caption,
+            use_resolution_binning=use_resolution_binning,
+            max_sequence_length=max_sequence_length,
+            **arguments,
+        )
+
+    def save_pretrained(self, save_directory: str, **arguments: Any) -> None:
+        """Save a folder that any diffusers installation opens as a PixArtAlphaPipeline."""
+        PixArtAlphaPipeline(**self.components).save_pretrained(save_directory, **arguments)
+
+
+def new_denoiser(config: dict[str, Any]) -> PixArtTransformer2DModel:
     """Return the untrained denoiser: it starts by predicting zero and ignoring the text."""
-    model = PixArtTransformer2DModel(**CONFIG)
+    model = PixArtTransformer2DModel(**config)
     torch.nn.init.zeros_(model.proj_out.weight)
     torch.nn.init.zeros_(model.proj_out.bias)
     for block in model.transformer_blocks:
@@ -50,24 +87,27 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
 
 
 def flow_loss(
-    model: PixArtTransformer2DModel,
-    x_0: Float[Tensor, "b c h w"],
-    text: Float[Tensor, "b s d"],
-    mask: Int[Tensor, "b s"],
-    generator: torch.Generator,
+    model: torch.nn.Module, batch: Batch, generator: torch.Generator
 ) -> Float[Tensor, ""]:
     """Return the mean squared error of the predicted flow at random times."""
-    t = torch.sigmoid(torch.randn(len(x_0), generator=generator))
-    eps = torch.randn(x_0.shape, generator=generator)
+    x_0 = batch.latents
+    t = torch.sigmoid(torch.randn(len(x_0), generator=generator)).to(x_0.device)
+    eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
     x_t = torch.lerp(x_0, eps, t[:, None, None, None])
-    dtype = model.dtype
     v = model(
-        hidden_states=x_t.to(dtype),
+        hidden_states=x_t,
         timestep=1000 * t,
-        encoder_hidden_states=text.to(dtype),
-        encoder_attention_mask=mask.to(dtype),
+        encoder_hidden_states=batch.text,
+        encoder_attention_mask=batch.mask.to(x_t.dtype),
         added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         return_dict=False,
     )[0]
     loss: Tensor = (v.float() - (eps - x_0)).pow(2).mean()
     return loss
+
+
+def new_pixart_pipeline(
+    parts: dict[str, Any], denoiser: PixArtTransformer2DModel, data: Data
+) -> ReferencePipeline:
+    """Return the pipeline of `denoiser` and the shared text encoder, tokenizer and autoencoder."""
+    return ReferencePipeline(**parts, transformer=denoiser, scheduler=new_scheduler())

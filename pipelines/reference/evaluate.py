@@ -1,22 +1,19 @@
-"""Measure the reference model on its 256 fixed prompts and write `docs/reference/evaluation.json`.
-
-Run: python -m skipstep.pipelines.reference.evaluate
+"""Measure a reference model on its fixed prompts; `python -m benchmarks.reference` prints it.
 
 - background: share of prompts with a colour whose border is nearest to that colour (chance 1 / 12);
 - text score of the right captions and of the same captions shuffled (same measure, no agreement);
-- Frechet distance to the real pictures of the same prompts, for the shipped weights and for those
-  in the cache's `denoiser-early.safetensors`: the running average at 10 % of training, or a version
-  released before that was put there. Perfect copies would score 0; for scale, as many other real
-  pictures on the same backgrounds are measured too;
+  `way` is how far from the shuffled ones to the real pictures;
+- Frechet distance to the real pictures of the same prompts. Perfect copies would score 0; for
+  scale, as many other real pictures on the same backgrounds are measured too;
 - nearest real picture, for prompts on white: how often it shows the prompted name, and how often it
   is so near that the sample is a copy: at most twice as far as that picture is from itself after
-  being reduced to 96 pixels.
-- the autoencoder's PSNR on pictures it never saw, and the text scorer's ceiling.
-Real pictures are rendered from the pinned packages in the cache folder; nothing else is downloaded.
+  being reduced to 96 pixels;
+- for clips: frame consistency and motion beside those of the real clips.
+Pictures of another size are brought to 128 pixels first: the text scorer has seen no other. Real
+pictures are rendered from the pinned packages in the cache folder; nothing else is downloaded.
 """
 
-import argparse
-import json
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -30,16 +27,18 @@ from torch import Tensor
 
 from skipstep.pipelines.metrics.background import background_colours
 from skipstep.pipelines.metrics.efficientnet import load_features
-from skipstep.pipelines.metrics.frechet import Projection, fit_projection, frechet_distance
+from skipstep.pipelines.metrics.frechet import fit_projection, frechet_distance
+from skipstep.pipelines.metrics.motion import frame_consistency, motion
 from skipstep.pipelines.metrics.text import text_score
 from skipstep.pipelines.reference.alignment import picture_features
-from skipstep.pipelines.reference.autoencoder import measure, split, to_tensor
+from skipstep.pipelines.reference.autoencoder import to_tensor
 from skipstep.pipelines.reference.captions import STYLES, held_out_style
-from skipstep.pipelines.reference.data import Pictures
-from skipstep.pipelines.reference.examples import taught_styles
-from skipstep.pipelines.reference.load import ReferencePipeline, load_reference
+from skipstep.pipelines.reference.data import SIZE, Pictures
+from skipstep.pipelines.reference.examples import chosen_styles, taught_styles
+from skipstep.pipelines.reference.load import new_reference
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
-from skipstep.pipelines.reference.prompts import EvaluationPrompt, load_prompts
+from skipstep.pipelines.reference.prompts import EvaluationPrompt, prompts_of
+from skipstep.pipelines.reference.recipe import Data, Recipe, digest
 
 __all__ = ["evaluate", "generate"]
 
@@ -48,20 +47,38 @@ BATCH = 16
 
 
 def generate(
-    pipeline: ReferencePipeline, prompts: list[str], cached: Path
-) -> Float[Tensor, "b 3 128 128"]:
-    """Return one picture in [-1, 1] per prompt, seeds 0, 1, ...; kept in the file `cached`."""
-    if not cached.exists():
-        pictures = []
+    recipe: Recipe, weights: Path, texts: list[str], cache: Path
+) -> Float[Tensor, "b *f 3 height width"]:
+    """Return a picture or clip in [-1, 1] per text, seeds 0, 1, ...; kept for each `weights`."""
+    content = hashlib.sha256(weights.read_bytes()).hexdigest()
+    path = cache / f"evaluated-{recipe.title}-{digest([content, texts])}.npy"
+    if not path.exists():
+        pipeline = new_reference(recipe, load_file(weights))
         pipeline.set_progress_bar_config(disable=True)
-        for start in range(0, len(prompts), BATCH):
-            chunk = prompts[start : start + BATCH]
+        made = []
+        for start in range(0, len(texts), BATCH):
+            chunk = texts[start : start + BATCH]
             seeds = [torch.Generator().manual_seed(start + i) for i in range(len(chunk))]
             result = pipeline(chunk, generator=seeds, output_type="np")
-            pictures.append((result.images * 255).round().astype(np.uint8))
-            LOGGER.info("%d of %d pictures", start + len(chunk), len(prompts))
-        np.save(cached, np.concatenate(pictures))
-    return to_tensor(np.load(cached).astype(np.float32))
+            pixels = result.images if recipe.data.frames == 1 else result.frames
+            made.append((pixels * 255).round().astype(np.uint8))
+            LOGGER.info("%d of %d", start + len(chunk), len(texts))
+        np.save(path, np.concatenate(made))
+    return as_tensor(np.load(path).astype(np.float32))
+
+
+def as_tensor(pixels: np.typing.NDArray[np.float32]) -> Float[Tensor, "*b 3 height width"]:
+    """Return pictures or clips [..., height, width, 3] in [0, 255] as tensors in [-1, 1]."""
+    return torch.from_numpy(pixels / np.float32(127.5) - 1).movedim(-1, -3).contiguous()
+
+
+def standard_size(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 128 128"]:
+    """Return pictures at the size that the features and the text scorer were fitted to."""
+    if images.shape[-1] == SIZE:
+        return images
+    if images.shape[-1] > SIZE:
+        return F.interpolate(images, (SIZE, SIZE), mode="area")
+    return F.interpolate(images, (SIZE, SIZE), mode="bilinear")
 
 
 def real_pictures(
@@ -143,6 +160,7 @@ def nearest_real(
     held = np.array([p["is_held_out"] for p in asked])
     return {
         "pictures": len(rows),
+        "pictures_held_out": int(held.sum()),
         "library": len(library),
         "right_name_trained_pairs": float(named[~held].mean()),
         "right_name_held_out_pairs": float(named[held].mean()),
@@ -151,60 +169,78 @@ def nearest_real(
     }
 
 
-def evaluate(cache: Path) -> dict[str, Any]:
-    """Return all measurements of the module docstring."""
-    prompts = load_prompts()
+def evaluate(recipe: Recipe, weights: Path, cache: Path, *, every: int = 1) -> dict[str, Any]:
+    """Return all measurements of the module docstring, on every n-th of the recipe's prompts."""
+    prompts = prompts_of(recipe.data)[::every]
+    if recipe.data.frames > 1:
+        return evaluate_clips(recipe, weights, cache, prompts)
     texts = [prompt["prompt"] for prompt in prompts]
+    # At 128 pixels and with every name: what is nearest must be found among all.
     styles = taught_styles(cache)
-    pipeline = load_reference()
-    final = generate(pipeline, texts, cache / "evaluation-final.npy")
-    pipeline.transformer.load_state_dict(
-        {k: v.float() for k, v in load_file(cache / "denoiser-early.safetensors").items()}
-    )
-    early = generate(pipeline, texts, cache / "evaluation-early.npy")
+    made = standard_size(generate(recipe, weights, texts, cache))
     real, other = real_pictures(styles, prompts), other_pictures(styles, prompts)
-    vectors = {
-        name: features_of(x)
-        for name, x in (("final", final), ("early", early), ("real", real), ("other", other))
-    }
-    projection: Projection = fit_projection(torch.cat([vectors["real"], vectors["other"]]))
-    coordinates = {name: projection.apply(x) for name, x in vectors.items()}
+    vectors, real_vectors, other_vectors = (features_of(x) for x in (made, real, other))
+    projection = fit_projection(torch.cat([real_vectors, other_vectors]))
+    target = projection.apply(real_vectors)
     held = [row for row, prompt in enumerate(prompts) if prompt["is_held_out"]]
-    trained = [row for row, prompt in enumerate(prompts) if not prompt["is_held_out"]]
-    scores = {"final": final, "early": early, "real": real}
+    agreement, ceiling = text_agreement(made, texts), text_agreement(real, texts)
+    way = (agreement["matching"] - agreement["shuffled"]) / (
+        ceiling["matching"] - agreement["shuffled"]
+    )
     return {
+        "model": recipe.title,
         "prompts": len(prompts),
-        "sampler": "20 steps, guidance 3.0, float32, seed = prompt number",
-        "background_accuracy": {k: background_accuracy(x, prompts) for k, x in scores.items()},
+        "prompts_held_out": len(held),
+        "sampler": "the pipeline's defaults, float32, seed = prompt number",
+        "background": background_accuracy(made, prompts),
         "text_score": {
-            "all": {k: text_agreement(x, texts) for k, x in scores.items()},
-            "trained_pairs": text_agreement(final[trained], [texts[r] for r in trained]),
-            "held_out_pairs": text_agreement(final[held], [texts[r] for r in held]),
+            **agreement,
+            "real": ceiling["matching"],
+            "way": way,
+            "held_out": text_score(made[held], [texts[row] for row in held]).mean().item()
+            if held
+            else None,
         },
-        "frechet_distance_to_real": {
-            name: frechet_distance(coordinates[name], coordinates["real"])
-            for name in ("final", "early", "other")
+        "frechet": {
+            "to_real": frechet_distance(projection.apply(vectors), target),
+            "other_real": frechet_distance(projection.apply(other_vectors), target),
         },
-        "nearest_real_picture": nearest_real(vectors["final"], prompts, styles),
-        "autoencoder_on_held_out_pictures": measure(pipeline.vae, split(STYLES, cache)[1]),
-        "alignment_head": json.loads(
-            (Path(__file__).with_name("weights") / "alignment-v1.json").read_text(encoding="utf-8")
-        ),
+        "nearest_real": nearest_real(vectors, prompts, styles),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--output", type=Path, default=Path("docs/reference/evaluation.json"))
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.manual_seed(0)
-    report = evaluate(arguments.cache)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    LOGGER.info("%s", json.dumps(report, indent=1))
+def real_clips(
+    data: Data, cache: Path, prompts: list[EvaluationPrompt]
+) -> Float[Tensor, "b f 3 height width"]:
+    """Return the clip that each prompt describes."""
+    (clips,) = chosen_styles(data, cache).values()
+    rows = []
+    for prompt in prompts:
+        colour = WHITE if prompt["background"] is None else COLOURS[prompt["background"]]
+        rows.append(clips.composite(clips.names.index(prompt["name"]), colour))
+    return as_tensor(np.stack(rows))
 
 
-if __name__ == "__main__":
-    main()
+def evaluate_clips(
+    recipe: Recipe, weights: Path, cache: Path, prompts: list[EvaluationPrompt]
+) -> dict[str, Any]:
+    """Return background, text score of the middle frame, frame consistency and motion."""
+    (clips,) = chosen_styles(recipe.data, cache).values()
+    prompts = [prompt for prompt in prompts if prompt["name"] in clips.names]
+    texts = [prompt["prompt"] for prompt in prompts]
+    made, real = generate(recipe, weights, texts, cache), real_clips(recipe.data, cache, prompts)
+    middle = made.shape[1] // 2
+    agreement = text_agreement(standard_size(made[:, middle]), texts)
+    ceiling = text_agreement(standard_size(real[:, middle]), texts)
+    return {
+        "model": recipe.title,
+        "prompts": len(prompts),
+        "sampler": "the pipeline's defaults, float32, seed = prompt number",
+        "background": background_accuracy(made[:, middle], prompts),
+        "text_score": {**agreement, "real": ceiling["matching"]},
+        "frame_consistency": {
+            "made": frame_consistency(made).mean().item(),
+            "real": frame_consistency(real).mean().item(),
+        },
+        "motion": {"made": motion(made).mean().item(), "real": motion(real).mean().item()},
+    }

@@ -4,6 +4,7 @@
   O_t = NewtonSchulz(N_t),  five steps of  X <- a X + (b X X' + c (X X')^2) X
   W_t = (1 - lr lambda) W_(t-1) - lr 0.2 sqrt(max(m, n)) O_t
 
+A convolution's kernel [out, in, h, w] is the matrix [out, in h w].
 Differs from `torch.optim.Muon` in where the time goes: matrices of one shape are orthogonalised
 together, in the precision of the weights (torch's always uses bfloat16, which a CPU without
 bfloat16 units emulates at a tenth of the speed), and processes that share a step share this work.
@@ -38,7 +39,7 @@ def orthogonalise(matrices: Float[Tensor, "k m n"]) -> Float[Tensor, "k m n"]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimise matrices; `lr` and `weight_decay` mean what they mean for AdamW."""
+    """Optimise matrices and kernels; `lr` and `weight_decay` mean what they mean for AdamW."""
 
     def __init__(
         self,
@@ -60,13 +61,14 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    by_shape[tuple(matrix.shape)].append(matrix)
+                    by_shape[tuple(matrix.flatten(1).shape)].append(matrix)
             updates = [self._directions(matrices, group) for matrices in by_shape.values()]
             _sum_over_processes(updates)
             for matrices, update in zip(by_shape.values(), updates, strict=True):
                 rate = group["lr"] * 0.2 * math.sqrt(max(update.shape[1:]))
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(matrices, list(update), alpha=-rate)
+                shaped = [one.view_as(matrix) for one, matrix in zip(update, matrices, strict=True)]
+                torch._foreach_add_(matrices, shaped, alpha=-rate)
 
     def _directions(self, matrices: list[Tensor], group: dict[str, Any]) -> Tensor:
         """Return this process's part of O_t for matrices of one shape, zero elsewhere."""
@@ -78,10 +80,11 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[matrix]["momentum"] for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - mu)
         mine = slice(rank(), None, process_count())
-        update = torch.zeros(len(matrices), *matrices[0].shape)
+        update = matrices[0].new_zeros(len(matrices), *matrices[0].flatten(1).shape)
         if momenta[mine]:
-            ahead = torch.stack(momenta[mine]).mul_(mu)
-            ahead.add_(torch.stack(gradients[mine]), alpha=1 - mu)
+            ahead = torch.stack([one.flatten(1) for one in momenta[mine]]).mul_(mu)
+            now = torch.stack([one.flatten(1) for one in gradients[mine]])
+            ahead.add_(now, alpha=1 - mu)
             update[mine] = orthogonalise(ahead.to(self.precision)).float()
         return update
 

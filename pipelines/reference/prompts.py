@@ -11,10 +11,11 @@ from typing import TypedDict
 
 import numpy as np
 
-from skipstep.pipelines.reference.captions import caption
+from skipstep.pipelines.reference.captions import caption, held_out_style
 from skipstep.pipelines.reference.palette import COLOURS
+from skipstep.pipelines.reference.recipe import Data
 
-__all__ = ["EvaluationPrompt", "choose_prompts", "load_prompts"]
+__all__ = ["EvaluationPrompt", "choose_prompts", "load_prompts", "prompts_of"]
 
 # (held out, number of prompts, of them on white)
 SHARES = ((False, 228, 98), (True, 28, 10))
@@ -58,6 +59,27 @@ def load_prompts() -> list[EvaluationPrompt]:
     source = resources.files("skipstep.pipelines").joinpath("reference/prompts.json")
     prompts: list[EvaluationPrompt] = json.loads(source.read_text(encoding="utf-8"))
     return prompts
+
+
+def prompts_of(data: Data) -> list[EvaluationPrompt]:
+    """Return the fixed prompts of a recipe's data: the 256, or for a selection of names each
+    (name, style) pair once on white and once on a colour, the colours in turn.
+    """
+    if not data.names and data.frames == 1:
+        return load_prompts()
+    colours: list[str | None] = list(COLOURS)
+    pairs = [(name, style) for name in sorted(data.taught) for style in data.styles]
+    return [
+        {
+            "prompt": caption(name, style, colour),
+            "name": name,
+            "style": style,
+            "background": colour,
+            "is_held_out": held_out_style(name) == style,
+        }
+        for number, (name, style) in enumerate(pairs)
+        for colour in (None, colours[number % len(colours)])
+    ]
 
 
 def main() -> None:

@@ -6,18 +6,21 @@ Run: python -m skipstep.pipelines.reference.sheets       (after training; needs 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from skipstep.pipelines.reference.captions import caption, held_out_style
+from skipstep.pipelines.reference.curve import draw_curve
 from skipstep.pipelines.reference.data import Pictures
 from skipstep.pipelines.reference.examples import taught_styles
 from skipstep.pipelines.reference.load import ReferencePipeline, load_reference
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
+from skipstep.pipelines.reference.recipe import Data, Recipe
 
-__all__ = ["SAMPLES", "draw_curve", "draw_samples"]
+__all__ = ["SAMPLES", "draw_samples", "draw_sheet", "sheet_prompts"]
 
 # name, style, background; chosen before any was seen.
 SAMPLES: tuple[tuple[str, str, str | None], ...] = (
@@ -76,28 +79,32 @@ def draw_samples(pipeline: ReferencePipeline, styles: dict[str, Pictures]) -> Im
     return sheet
 
 
-def draw_curve(rows: list[tuple[int, float, float]]) -> Image.Image:
-    """Return the training loss over image views, both axes linear."""
-    width, height, margin = 720, 360, 48
-    sheet = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(sheet)
-    views = [row[0] for row in rows]
-    top = 0.6
-    right = max(views)
+def sheet_prompts(data: Data) -> list[str]:
+    """Return the captions of `SAMPLES` that a recipe teaches, in its own styles."""
+    asked = [row for row in SAMPLES if row[0] in data.taught]
+    return [
+        caption(name, style if style in data.styles else data.styles[0], background)
+        for name, style, background in asked
+    ]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = margin + (width - 2 * margin) * x / right
-        return across, height - margin - (height - 2 * margin) * min(y, top) / top
 
-    for tick in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
-        pen.line([place(0, tick), place(right, tick)], "lightgrey")
-        pen.text((8, place(0, tick)[1] - 6), f"{tick:.1f}", "black")
-    for quarter in range(5):
-        x = right * quarter / 4
-        pen.text((place(x, 0)[0] - 14, height - margin + 6), f"{x / 1000:.0f} k", "black")
-    pen.line([place(v, row[2]) for v, row in zip(views, rows, strict=True)], "navy", 2)
-    pen.text((margin, 12), "flow-matching loss, mean of 25 steps (above 0.6 cut)", "black")
-    pen.text((width - 150, height - 24), "image views", "black")
+def draw_sheet(pipeline: Any, recipe: Recipe, columns: int = 8) -> Image.Image:
+    """Return a sheet of samples; of a clip it shows first, middle and last frame."""
+    pipeline.set_progress_bar_config(disable=True)
+    size, is_clips = recipe.data.size, recipe.data.frames > 1
+    pictures: list[Image.Image] = []
+    for prompt in sheet_prompts(recipe.data):
+        generator = torch.Generator().manual_seed(SEED)
+        made = pipeline(prompt, generator=generator, output_type="pil")
+        if is_clips:
+            frames = made.frames[0]
+            pictures += [frames[0], frames[len(frames) // 2], frames[-1]]
+        else:
+            pictures += made.images
+    columns = 9 if is_clips else columns
+    sheet = Image.new("RGB", (columns * size, -(-len(pictures) // columns) * size), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * size, number // columns * size))
     return sheet
 
 

@@ -9,7 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast, PreTrainedTokenizerFast
 
-__all__ = ["MAX_TOKENS", "encode_sentences", "encode_tokens", "load_text_encoder", "load_tokenizer"]
+__all__ = [
+    "MAX_TOKENS",
+    "encode_captions",
+    "encode_sentences",
+    "encode_tokens",
+    "load_text_encoder",
+    "load_tokenizer",
+]
 
 # Longer prompts are cut: a few of the longest captions lose the word "background".
 MAX_TOKENS = 16
@@ -55,3 +62,33 @@ def encode_sentences(
     hidden, mask = encode_tokens(encoder, tokenizer, texts)
     weights = mask[..., None].to(hidden.dtype)
     return torch.nn.functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+
+
+@torch.no_grad()
+def encode_captions(
+    encoder: BertModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], form: str
+) -> tuple[Float[Tensor, "m s d"], Int[Tensor, "m s"], Float[Tensor, "m d"]]:
+    """Return bf16 token states, masks and bf16 pooled states, as a pipeline's encoder makes them.
+
+    Args:
+        form: "masked", the padding is hidden from the words (PixArt, Stable Diffusion);
+            "unmasked", it is not (Flux); "zeroed", hidden and then set to zero (Wan).
+    """
+    states, masks, pooled = [], [], []
+    for start in range(0, len(texts), 128):
+        batch = tokenizer(
+            texts[start : start + 128],
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        ).to(encoder.device)
+        mask = None if form == "unmasked" else batch.attention_mask
+        encoded = encoder(batch.input_ids, attention_mask=mask)
+        hidden = encoded.last_hidden_state
+        if form == "zeroed":
+            hidden = hidden * batch.attention_mask[..., None]
+        states.append(hidden.bfloat16().cpu())
+        masks.append(batch.attention_mask.cpu())
+        pooled.append(encoded.pooler_output.bfloat16().cpu())
+    return torch.cat(states), torch.cat(masks), torch.cat(pooled)

@@ -1,18 +1,20 @@
-"""Train the reference denoiser on a CPU.
+"""Train a reference model from its recipe; stop and start it as you like.
 
-Stop and start it as you like: it resumes from its last checkpoint.
-Run, in this order (about two hours on two cores; `npm`, `pip install resvg-py==0.5.0` needed):
-  python -m skipstep.pipelines.reference.vendor_features      once, EfficientNet-Lite0
-  python -m skipstep.pipelines.reference.vendor_text          once, MiniLM
-  python -m skipstep.pipelines.reference.autoencoder --minutes 19
-  torchrun --nproc-per-node 2 -m skipstep.pipelines.reference.train --minutes 74
-  python -m skipstep.pipelines.reference.alignment
-  python -m skipstep.pipelines.reference.evaluate
-  python -m skipstep.pipelines.reference.sheets
+  python -m skipstep.pipelines.reference.train unet                 a name of recipes/, or a file
+  python -m skipstep.pipelines.reference.train unet --slice 9       at most 9 minutes of it now
+  python -m skipstep.pipelines.reference.train unet --pack          only make the data
 
-The passes run in bfloat16 where the processor has units for it, else in float32; the optimizers
-always in float32: Muon for the blocks' matrices (muon.py), AdamW (Loshchilov & Hutter 2019,
-arXiv:1711.05101) for the rest. What is shipped is their running average (EMA) in float16. The
+The first call renders and encodes the data (needs `npm` and `pip install "skipstep[train]"`) and
+keeps them in the cache folder; with `--pack` they are rendered and not encoded: the folder that it
+prints is all that a machine without a network needs, as `--cache`. Every call goes on from the last
+checkpoint.
+On a GPU it uses the GPU; on several, or on several processes of a CPU, start it with `accelerate
+launch`. The run's folder holds the checkpoint, the loss curve and a sheet of samples per quarter of
+an hour; `--release` writes the weights to the zoo.
+
+The passes run in bfloat16 where the hardware has units for it, else in float32; weights and
+optimizers always in float32: Muon for the blocks' matrices (muon.py), AdamW (Loshchilov & Hutter
+2019, arXiv:1711.05101) for the rest. What is shipped is the running average (EMA) in float16. The
 learning rate follows wall time, not steps, so that its decay is never cut off.
 """
 
@@ -21,93 +23,98 @@ import json
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skipstep.pipelines.reference.budget import WallBudget
-from skipstep.pipelines.reference.denoiser import CONFIG, DENOISER, flow_loss, new_denoiser
-from skipstep.pipelines.reference.examples import Examples, load_examples
+from skipstep.pipelines.reference.clips import clip_file
+from skipstep.pipelines.reference.curve import Row, draw_curve
+from skipstep.pipelines.reference.data import picture_file, store_pictures
+from skipstep.pipelines.reference.examples import Examples, chosen_styles, load_examples
+from skipstep.pipelines.reference.families import FAMILIES
+from skipstep.pipelines.reference.load import new_reference
 from skipstep.pipelines.reference.muon import Muon
-from skipstep.pipelines.reference.processes import (
-    agree,
-    average_gradients,
-    join,
-    process_count,
-    rank,
-)
+from skipstep.pipelines.reference.recipe import Recipe, digest, find_recipe, load_recipe
+from skipstep.pipelines.reference.sheets import draw_sheet
 from skipstep.pipelines.reference.threads import CoreFollower
 
-__all__ = ["Trainer", "train"]
+__all__ = ["Trainer", "precision", "train"]
 
 LOGGER = logging.getLogger(__name__)
 
-BATCH = 64
-# Peak learning rates of the blocks' matrices (Muon) and of everything else (AdamW).
-MATRIX_RATE = 2e-3
-OTHER_RATE = 1e-3
-EMA_LIMIT = 0.997
 EARLY_SHARE = 0.1
-CHECKPOINT_SECONDS = 300
 LOG_STEPS = 25
 
 
-def precision() -> torch.dtype:
-    """Return bfloat16 if the processor multiplies it in hardware; emulated it is slow."""
+def precision() -> str:
+    """Return "bf16" if the hardware multiplies bfloat16, else "no": emulated it is slow."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "no"
 
 
 class Trainer:
-    """Hold the model, its float32 master weights, the optimizers and the running average."""
+    """Hold the model, the optimizers and the running average of one recipe."""
 
-    def __init__(self) -> None:
-        self.model = new_denoiser().train()
-        self.names = [name for name, _ in self.model.named_parameters()]
-        self.masters = [p.detach().clone() for p in self.model.parameters()]
-        self.averages = [p.clone() for p in self.masters]
-        self.model.to(precision())
-        named = list(zip(self.names, self.masters, strict=True))
-        hidden = [p for name, p in named if "transformer_blocks" in name and p.ndim == 2]
-        others = [p for p in self.masters if not any(p is q for q in hidden)]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(hidden, lr=MATRIX_RATE, precision=precision()),
-            torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.97), weight_decay=0.01),
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        self.family = FAMILIES[recipe.family]
+        self.model = self.family.new(recipe.denoiser).train().to(accelerator.device)
+        named = list(self.model.named_parameters())
+        self.names = [name for name, _ in named]
+        self.parameters: list[Tensor] = [p for _, p in named]
+        self.averages = [p.detach().clone() for p in self.parameters]
+        hidden: list[Tensor] = [
+            p for name, p in named if name.startswith(self.family.matrices) and p.ndim > 1
         ]
+        chosen = {id(p) for p in hidden}
+        others = [p for p in self.parameters if id(p) not in chosen]
+        half = accelerator.mixed_precision == "bf16"
+        settings = recipe.training
+        self.peaks = (settings.matrix_rate, settings.other_rate)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(
+                hidden,
+                lr=settings.matrix_rate,
+                precision=torch.bfloat16 if half else torch.float32,
+            ),
+            torch.optim.AdamW(others, lr=settings.other_rate, betas=(0.9, 0.97), weight_decay=0.01),
+        ]
+        # Several processes: gradients are averaged inside the backward pass.
+        self.shared = accelerator.prepare(self.model) if accelerator.num_processes > 1 else None
         self.steps = 0
         self.views = 0
-        self.losses: list[tuple[int, float, float]] = []
+        self.losses: list[Row] = []
 
     def step(self, examples: Examples, generator: torch.Generator, factor: float) -> float:
         """Take one step at `factor` times the peak learning rates; return the loss."""
-        x_0, text, mask = examples.draw(BATCH // process_count(), generator)
-        loss = flow_loss(self.model, x_0, text, mask, generator)
-        torch.autograd.backward(loss)
-        parameters = list(self.model.parameters())
-        for master, parameter in zip(self.masters, parameters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        average_gradients(self.masters)
-        torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
-        peaks = (MATRIX_RATE, OTHER_RATE)
-        for peak, optimizer in zip(peaks, self.optimizers, strict=True):
+        size = self.recipe.training.batch
+        batch = examples.draw(size // self.accelerator.num_processes, generator)
+        with self.accelerator.autocast():
+            loss = self.family.loss(self.shared or self.model, batch, generator)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        for peak, optimizer in zip(self.peaks, self.optimizers, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
             optimizer.step()
+            optimizer.zero_grad()
         self.steps += 1
-        self.views += BATCH
+        self.views += size
         with torch.no_grad():
-            for parameter, master in zip(parameters, self.masters, strict=True):
-                parameter.copy_(master)
-            decay = min(EMA_LIMIT, (1 + self.steps) / (10 + self.steps))
-            torch._foreach_lerp_(self.averages, self.masters, 1 - decay)
+            decay = min(self.recipe.training.average, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
         return loss.item()
 
     def averaged(self) -> dict[str, Tensor]:
         """Return the running average under the model's parameter names, fp16."""
         return {
-            name: average.half().contiguous()
+            name: average.half().cpu().contiguous()
             for name, average in zip(self.names, self.averages, strict=True)
         }
 
@@ -115,16 +122,17 @@ class Trainer:
     def start_from(self, weights: Path) -> None:
         """Begin with released weights instead of random ones; the optimizers begin anew."""
         released = load_file(weights)
-        parameters = list(self.model.parameters())
-        state = zip(self.names, self.masters, self.averages, parameters, strict=True)
-        for name, master, average, parameter in state:
-            for value in (master, average, parameter):
+        for name, parameter, average in zip(
+            self.names, self.parameters, self.averages, strict=True
+        ):
+            for value in (parameter, average):
                 value.copy_(released[name])
 
     def save(self, path: Path, spent: float) -> None:
         """Write everything a later process needs to go on."""
         state = {
-            "masters": self.masters,
+            "recipe": digest(self.recipe.denoiser),
+            "parameters": [p.detach() for p in self.parameters],
             "averages": self.averages,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "steps": self.steps,
@@ -138,81 +146,170 @@ class Trainer:
 
     def restore(self, path: Path) -> float:
         """Continue from `path` and return the seconds already spent."""
-        stored = torch.load(path, weights_only=True)
+        stored = torch.load(path, weights_only=True, map_location=self.accelerator.device)
+        if stored["recipe"] != digest(self.recipe.denoiser):
+            raise ValueError(
+                f"{path} was begun with another denoiser than {self.recipe.title}'s recipe says: "
+                "count its version up to begin anew, or restore the recipe"
+            )
         with torch.no_grad():
-            for name in ("masters", "averages"):
+            for name in ("parameters", "averages"):
                 for value, saved in zip(getattr(self, name), stored[name], strict=True):
                     value.copy_(saved)
-            for parameter, master in zip(self.model.parameters(), self.masters, strict=True):
-                parameter.copy_(master)
         for optimizer, state in zip(self.optimizers, stored["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.steps, self.views = stored["steps"], stored["views"]
-        self.losses = stored["losses"]
+        self.losses = [tuple(row) for row in stored["losses"]]
         return float(stored["spent"])
 
 
-def train(cache: Path, minutes: float, output: Path, weights: Path | None = None) -> None:
-    """Train for `minutes` of wall time in all and write the weights `DENOISER` to `output`.
+class Run:
+    """The folder of one recipe's run: checkpoint, weights, loss curve, sheets."""
+
+    def __init__(self, trainer: Trainer, cache: Path) -> None:
+        self.trainer = trainer
+        self.folder = cache / "runs" / trainer.recipe.title
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.folder / "checkpoint.pt"
+        self.early = self.folder / "early.safetensors"
+        self.weights = self.folder / "weights.safetensors"
+
+    def save(self, spent: float) -> None:
+        """Write the checkpoint, the averaged weights and the loss curve."""
+        self.trainer.save(self.checkpoint, spent)
+        save_file(self.trainer.averaged(), self.weights)
+        rows = self.trainer.losses
+        curve = {"columns": ["views", "seconds", "loss"], "rows": rows}
+        (self.folder / "curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
+        if len(rows) > 1:
+            draw_curve(rows).save(self.folder / "loss.png")
+
+    def draw_sheet(self) -> None:
+        """Write a sheet of samples of the averaged weights."""
+        recipe = self.trainer.recipe
+        state = random_state()
+        pipeline = new_reference(recipe, self.trainer.averaged())
+        pipeline.to(self.trainer.accelerator.device)
+        path = self.folder / f"sheet-{self.trainer.views:08d}.png"
+        draw_sheet(pipeline, recipe).save(path)
+        torch.set_rng_state(state)
+        LOGGER.info("drew %s", path)
+
+
+def random_state() -> Tensor:
+    """Return the state of torch's own generator: new modules draw from it."""
+    return torch.get_rng_state()
+
+
+def train(
+    recipe: Recipe,
+    cache: Path,
+    *,
+    slice_minutes: float = math.inf,
+    weights: Path | None = None,
+    follower: CoreFollower | None = None,
+) -> Path:
+    """Train for the recipe's minutes of wall time, or a slice of them; return the run's folder.
 
     With `weights`, a new run begins with that safetensors file; a checkpoint goes before it.
     """
-    join()
     torch.manual_seed(0)
-    examples = load_examples(cache)
-    trainer, budget = Trainer(), WallBudget(minutes * 60)
-    checkpoint, early = cache / "denoiser-checkpoint.pt", cache / "denoiser-early.safetensors"
-    if checkpoint.exists():
-        budget.spent = trainer.restore(checkpoint)
+    accelerator = Accelerator(mixed_precision=precision(), cpu=not torch.cuda.is_available())
+    device = accelerator.device
+    with accelerator.main_process_first():
+        examples = load_examples(recipe.data, cache, device)
+    if device.type != "cpu":
+        examples = examples.to(device)
+    trainer = Trainer(recipe, accelerator)
+    run, settings = Run(trainer, cache), recipe.training
+    budget = WallBudget(settings.minutes * 60)
+    if run.checkpoint.exists():
+        budget.spent = trainer.restore(run.checkpoint)
     elif weights is not None:
         trainer.start_from(weights)
-    generator = torch.Generator().manual_seed(trainer.steps * process_count() + rank())
-    LOGGER.info("%d pictures, resuming at step %d", len(examples.latents), trainer.steps)
-    follower = CoreFollower(most=1 if process_count() > 1 else None)
-    saved, recent = budget.used, []
+    generator = torch.Generator().manual_seed(
+        trainer.steps * accelerator.num_processes + accelerator.process_index
+    )
+    begun_at = trainer.steps
+    LOGGER.info("%d pictures, resuming at step %d", len(examples.latents), begun_at)
+    begun = saved = drawn = budget.used
+    recent: list[float] = []
     while True:
-        factor = budget.cosine(trainer.steps, warmup_steps=60, floor=0.01)
-        factor, share_over = agree(factor, float(budget.is_over))
-        if share_over > 0:
+        over = budget.is_over or budget.used - begun > slice_minutes * 60
+        factor = budget.cosine(trainer.steps, warmup_steps=settings.warmup_steps, floor=0.01)
+        shared = accelerator.reduce(
+            torch.tensor([factor, float(over)], device=device), reduction="mean"
+        )
+        if shared[1] > 0:
             break
-        recent.append(trainer.step(examples, generator, factor))
-        follower.adjust()
+        recent.append(trainer.step(examples, generator, float(shared[0])))
+        if follower is not None:
+            follower.adjust()
         if not math.isfinite(recent[-1]):
             raise FloatingPointError(
-                f"the loss is {recent[-1]} at step {trainer.steps}: delete {checkpoint} and train "
+                f"the loss is {recent[-1]} at step {trainer.steps}: delete {run.folder} and train "
                 "at lower peak rates"
             )
-        if rank() > 0:
+        if not accelerator.is_main_process:
             continue
         if trainer.steps % LOG_STEPS == 0:
             mean = sum(recent[-LOG_STEPS:]) / len(recent[-LOG_STEPS:])
             trainer.losses.append((trainer.views, budget.used, mean))
-            report = (trainer.steps, trainer.views, budget.used, mean, follower.count)
-            LOGGER.info("step %d, %d views, %.0f s, loss %.4f, %d threads", *report)
-        if budget.fraction >= EARLY_SHARE and not early.exists():
-            save_file(trainer.averaged(), early)
-        if budget.used - saved > CHECKPOINT_SECONDS:
+            report = (trainer.steps, trainer.views, budget.used, mean)
+            LOGGER.info("step %d, %d views, %.0f s, loss %.4f", *report)
+        if budget.fraction >= EARLY_SHARE and not run.early.exists():
+            save_file(trainer.averaged(), run.early)
+        if budget.used - saved > settings.checkpoint_seconds:
             saved = budget.used
-            trainer.save(checkpoint, saved)
-    if rank() == 0:
-        trainer.save(checkpoint, budget.used)
-        save_file(trainer.averaged(), output / f"{DENOISER}.safetensors")
-        (output / f"{DENOISER}.json").write_text(json.dumps(CONFIG) + "\n", encoding="utf-8")
-        curve = {"columns": ["views", "seconds", "loss"], "rows": trainer.losses}
-        (cache / "denoiser-curve.json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
+            run.save(saved)
+        if budget.used - drawn > settings.sheet_seconds:
+            drawn = budget.used
+            run.draw_sheet()
+    if accelerator.is_main_process and trainer.steps > begun_at:
+        run.save(budget.used)
+        run.draw_sheet()
+    return run.folder
 
 
-def main() -> None:
+def pack(recipe: Recipe, cache: Path) -> Path:
+    """Render the data of `recipe` into a folder of its own and return it: a few MB."""
+    data = recipe.data
+    folder = cache / f"pack-{digest(data)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for style, pictures in chosen_styles(data, cache).items():
+        is_clips = data.frames > 1
+        name = clip_file(data.size, data.frames) if is_clips else picture_file(style, data.size)
+        store_pictures(folder / name, pictures)
+    return folder
+
+
+def parse_arguments() -> Any:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="downloads, checkpoints")
-    parser.add_argument("--minutes", type=float, default=74.0, help="wall time to train, in all")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("weights"))
+    parser.add_argument("recipe", help="a name of recipes/ or a YAML file")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="data, checkpoints")
+    parser.add_argument("--slice", type=float, default=math.inf, help="minutes to train now")
     parser.add_argument("--weights", type=Path, help="begin with them, not at random")
-    arguments = parser.parse_args()
+    parser.add_argument("--pack", action="store_true", help="only render the data, to take along")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(arguments.cache, arguments.minutes, arguments.output, arguments.weights)
+    recipe = load_recipe(find_recipe(arguments.recipe))
+    if arguments.pack:
+        print(pack(recipe, arguments.cache))
+        return
+    follower = None if torch.cuda.is_available() else CoreFollower()
+    train(
+        recipe,
+        arguments.cache,
+        slice_minutes=arguments.slice,
+        weights=arguments.weights,
+        follower=follower,
+    )
 
 
 if __name__ == "__main__":

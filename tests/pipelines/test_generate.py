@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
+from skipstep.pipelines.clip_files import CLIP_FORMATS, save_clip
 from skipstep.pipelines.generate import (
     Saved,
     file_name,
     generate,
+    is_reference,
     load_pipeline,
     read_size,
     size_arguments,
 )
 from skipstep.pipelines.pictures import read_metadata, save_png, write_whole
 from skipstep.plugins import options
-from skipstep.plugins.errors import Incompatible, PluginError
+from skipstep.plugins.errors import PluginError
 from skipstep.testing.families import tiny_pipeline
 
 
@@ -159,9 +161,44 @@ def test_unusable_arguments_are_refused_in_words(pipe: Any, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_clips_are_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(Incompatible, match="WanPipeline makes clips, not pictures"):
-        make(tiny_pipeline("wan").pipe, tmp_path, steps=2)
+@pytest.mark.parametrize("kind", CLIP_FORMATS)
+def test_clips_are_written_whole_and_say_how_they_were_made(kind: str, tmp_path: Path) -> None:
+    wan = tiny_pipeline("wan").pipe
+    (saved,) = make(wan, tmp_path, steps=2, clip_format=kind)
+    assert saved.path.name == f"0001-a-cat.{kind}"
+    described = json.loads(read_metadata(saved.path))
+    assert (described["prompt"], described["seed"]) == ("a cat", 0)
+    with pytest.raises(PluginError, match="clip_format='gif' is not known: choose webp, mp4"):
+        make(wan, tmp_path, clip_format="gif")
+
+
+def test_webp_clips_keep_every_pixel_and_mp4_nearly(tmp_path: Path) -> None:
+    rows = np.arange(32, dtype=np.uint8)[None, :, None, None] * 6
+    frames = (
+        np.broadcast_to(rows, (5, 32, 32, 3)) + np.arange(5, dtype=np.uint8)[:, None, None, None]
+    )
+    save_clip(frames, tmp_path / "a.webp", {}, rate=8)
+    with Image.open(tmp_path / "a.webp") as image:
+        back = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    np.testing.assert_array_equal(np.stack(back), frames)
+    save_clip(frames, tmp_path / "a.mp4", {}, rate=8)
+    av = pytest.importorskip("av")
+    with av.open(tmp_path / "a.mp4") as film:
+        back = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert np.abs(np.stack(back).astype(int) - frames).mean() < 3
+    with pytest.raises(PluginError, match="even sides, not 31 x 32: write webp"):
+        save_clip(frames[:, :, :31], tmp_path / "b.mp4", {}, rate=8)
+    with pytest.raises(PluginError, match="clips are written as webp or mp4, not as .gif"):
+        save_clip(frames, tmp_path / "b.gif", {}, rate=8)
+
+
+def test_reference_models_are_loaded_by_name_unless_a_folder_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_reference(None) and is_reference("picture") and not is_reference("some/model")
+    (tmp_path / "picture").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not is_reference("picture")
 
 
 def test_a_saved_pipeline_is_loaded_from_its_folder(pipe: Any, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ WEIGHTS = resources.files("skipstep.pipelines").joinpath("reference/weights")
 @pytest.fixture(scope="module")
 def pipeline() -> ReferencePipeline:
     torch.set_num_threads(1)
-    loaded = load_reference()
+    loaded: ReferencePipeline = load_reference()
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -74,7 +74,7 @@ def test_loading_logs_nothing(dtype: torch.dtype) -> None:
     for each in loggers:
         each.addHandler(handler)
     try:
-        load_reference(dtype)
+        load_reference(dtype=dtype)
     finally:
         for each in loggers:
             each.removeHandler(handler)
@@ -133,7 +133,7 @@ def test_saved_pipeline_opens_as_the_stock_class_with_the_same_picture(
 
 
 def test_bfloat16_pipeline_draws_nearly_the_same_picture(pipeline: ReferencePipeline) -> None:
-    half = load_reference(torch.bfloat16)
+    half = load_reference(dtype=torch.bfloat16)
     half.set_progress_bar_config(disable=True)
     prompt = ["red heart, 3d style, on a black background"]
     difference = draw(half, prompt, steps=4).float() - draw(pipeline, prompt, steps=4)

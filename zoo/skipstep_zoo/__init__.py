@@ -1,0 +1,1 @@
+"""Weights of skipstep's reference models beside the default: `skipstep.load_reference(name)`."""

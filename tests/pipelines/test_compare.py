@@ -455,7 +455,9 @@ def compare_tiny(tiny: Tiny, arms: Any = None, **given: Any) -> Comparison:
 
 
 def test_a_real_pipeline_is_compared_with_what_its_plugins_report(pixart: Tiny) -> None:
-    outcome = compare_tiny(pixart, ["fora:interval=2,warmup_steps=1", "easycache:threshold=0"])
+    outcome = compare_tiny(
+        pixart, ["fora:interval=2,warmup_steps=1,final_steps=1", "easycache:threshold=0"]
+    )
     fora, never = outcome.arms[1:3]
     # Steps 0, 2 and 4 by the interval, step 5 because the last step is computed.
     assert strip(fora.timelines[0]) == "#.#.##"
@@ -488,8 +490,9 @@ def test_class_labels_clips_and_modular_pipelines_are_compared_too(family: str) 
     ours = ("prompt", "class_labels", "output_type", "output")
     call = {name: value for name, value in tiny.call.items() if name not in ours}
     prompts = [1, 2] if family == "dit" else ["a cat", "a dog"]
-    outcome = compare(tiny.pipe, prompts, "fora:interval=2", steps=4, fewer_steps=False, **call)
-    assert all(math.isfinite(value) for value in outcome["fora:interval=2"].psnr)
+    arm = "fora:interval=2,warmup_steps=1"
+    outcome = compare(tiny.pipe, prompts, arm, steps=4, fewer_steps=False, **call)
+    assert all(math.isfinite(value) for value in outcome[arm].psnr)
 
 
 def test_clips_are_compared_over_all_frames_and_shown_by_the_middle_one() -> None:

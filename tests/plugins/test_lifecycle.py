@@ -160,11 +160,11 @@ def test_a_decorator_put_on_the_class_meanwhile_stays_and_plugins_go_on(tiny: Ti
 
 
 def test_enabling_again_reconfigures_in_place(tiny: Tiny) -> None:
-    first = tiny.pipe.enable_plugin("fora", interval=2, warmup_steps=1)
+    first = tiny.pipe.enable_plugin("fora", interval=2, warmup_steps=1, final_steps=1)
     run(tiny, steps=8)
     assert steps_of(tiny.pipe) == "#.#.#.##"
     seam = find_seam(tiny.pipe.transformer)
-    second = tiny.pipe.enable_plugin("fora", interval=4, warmup_steps=1)
+    second = tiny.pipe.enable_plugin("fora", interval=4, warmup_steps=1, final_steps=1)
     assert find_seam(tiny.pipe.transformer) is seam
     assert second.is_attached and not first.is_attached
     run(tiny, steps=8)
@@ -193,7 +193,7 @@ def test_two_of_one_kind_are_refused_unless_replaced(tiny: Tiny) -> None:
 
 def test_a_failing_reconfigure_or_replace_keeps_the_old_plugin(tiny: Tiny) -> None:
     tiny.pipe.enable_plugin(Count())
-    tiny.pipe.enable_plugin("fora", interval=2, warmup_steps=1)
+    tiny.pipe.enable_plugin("fora", interval=2, warmup_steps=1, final_steps=1)
     run(tiny, steps=8)
     notes, marks = tiny.pipe.plugin_report().notes, steps_of(tiny.pipe)
     with pytest.raises(OSError, match="no more"):
@@ -219,7 +219,7 @@ def test_what_is_not_active_cannot_be_disabled(tiny: Tiny) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
 @pytest.mark.parametrize("name", ["easycache", "fbcache", "taylorseer"])
 def test_an_interrupted_run_leaves_no_state(tiny: Tiny, name: str, error: BaseException) -> None:
-    tiny.pipe.enable_plugin(name, warmup_steps=1)
+    tiny.pipe.enable_plugin(name, warmup_steps=1, final_steps=1)
     clean = run(tiny, steps=8)
     untouched = dict(vars(tiny.pipe.scheduler))
 
@@ -288,7 +288,7 @@ def test_a_collected_pipeline_detaches_from_a_shared_denoiser() -> None:
 
 
 def test_nothing_of_a_run_is_held_after_it(tiny: Tiny) -> None:
-    tiny.pipe.enable_plugin("taylorseer", warmup_steps=1)
+    tiny.pipe.enable_plugin("taylorseer", warmup_steps=1, final_steps=1)
     held: list[weakref.ref[Any]] = []
 
     def look(pipe: Any, *_: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ BUILTIN: dict[str, str] = {
     "dicache": "skipstep.caching.dicache:DiCache",
     "duca": "skipstep.caching.duca:DuCa",
     "easycache": "skipstep.caching.easycache:EasyCache",
+    "evit": "skipstep.plugins.tokens.evit:EViT",
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "foca": "skipstep.caching.foca:FoCa",
     "fora": "skipstep.caching.fora:FORA",
@@ -43,11 +44,14 @@ BUILTIN: dict[str, str] = {
     "pab": "skipstep.caching.pab:PAB",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "seacache": "skipstep.caching.seacache:SeaCache",
+    "spatten": "skipstep.plugins.tokens.spatten:SpAtten",
     "spectrum": "skipstep.caching.spectrum:Spectrum",
     "taylorseer": "skipstep.caching.taylorseer:TaylorSeer",
     "teacache": "skipstep.caching.teacache:TeaCache",
     "textkv": "skipstep.caching.textkv:TextKV",
     "tgate": "skipstep.caching.tgate:TGate",
+    "tome": "skipstep.plugins.tokens.tome:ToMe",
+    "zipvl": "skipstep.plugins.tokens.zipvl:ZipVL",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -15,6 +15,7 @@ KINDS = {
     "sampler": "skipstep.plugins.sampler",
     "cache": "skipstep.plugins.cache",
     "constants": "skipstep.plugins.constants",
+    "tokens": "skipstep.plugins.tokens.attach",
     "custom": "skipstep.plugins.custom",
 }
 """Kind -> module with ORDER (small is outermost), EXCLUSIVE, why_not(plugin, profile) and

@@ -5,7 +5,7 @@ roofline     what this GPU reaches: bf16 matrix product, copies of 4 MB to 1 GB
 tune         tiles of the attention kernels, for `kernels.tuning`
 sparse       block-sparse attention beside SDPA (cuDNN, flash) and compiled flex_attention
 quantised    int8 scores, kernel alone and with quantisation, beside SDPA
-elementwise  every other kernel: GB/s beside plain torch, eager and compiled
+elementwise  every other kernel: GB/s, to hold against the copies, and plain torch's time
 """
 
 import functools

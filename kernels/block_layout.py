@@ -171,7 +171,8 @@ def from_topp(
     if min_keep < 1:
         raise ValueError(f"from_topp was given min_keep={min_keep}: keep at least 1 block per row")
     nk = scores.shape[-1]
-    mass, idx = scores.double().sort(-1, descending=True)
+    mass, idx = scores.sort(-1, descending=True)
+    mass = mass.double()
     before = mass.cumsum(-1) - mass
     total = mass.sum(-1, keepdim=True)
     # A block is needed while those before it have not reached p; none is without mass.

@@ -17,11 +17,17 @@ from skipstep.kernels.block_pool import block_mean, block_stats
 from skipstep.kernels.block_scores import antidiagonal_scores, sampled_scores
 from skipstep.kernels.block_sparse_attention import block_sparse_attention
 from skipstep.kernels.delta import delta_correct
+from skipstep.kernels.glu import geglu, swiglu
 from skipstep.kernels.kmeans import kmeans
+from skipstep.kernels.norm_modulate import gate_residual_norm_modulate, layernorm_modulate
 from skipstep.kernels.permute import gather_tokens
+from skipstep.kernels.qknorm_rope import qk_norm_rope
 from skipstep.kernels.quant_attention import quantized_attention
+from skipstep.kernels.sampler_step import linear_step
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 
 Inputs = tuple[Tensor, ...]
 Outputs = Sequence[Tensor]
@@ -107,6 +113,16 @@ def attention_inputs(
     return make
 
 
+def far_rows(device: torch.device, tiny: bool) -> Inputs:
+    """Draw tokens whose last rows lie more than 2^31 numbers away, where there is memory for it."""
+    stride = 2**25 if device.type == "cuda" else 2**6
+    q, k, v, _, lens = attention_inputs(BF16, 64, 130, 130, (1, 1), 1.0)(device, False)
+    memory = torch.empty(130 * stride, dtype=BF16, device=device)
+    far = memory.as_strided(k[:1].shape, (0, 0, stride, 1)).copy_(k[:1])
+    kept = torch.ones(1, 1, 2, 3, dtype=torch.bool, device=device)
+    return q[:1], far, v[:1], kept, lens[:1]
+
+
 def listed(kept: Tensor) -> BlockLists:
     """Make lists of a map, the longest first."""
     return longest_first(from_bool(kept), kept.shape[0], kept.shape[1])
@@ -154,7 +170,26 @@ def token_lists(device: torch.device, tiny: bool) -> Inputs:
     return centres[:, ids] + draw(device, torch.float32, heads, rows, d, seed=1), centres
 
 
-FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+def stream(rows: int, *others: int) -> Callable[[torch.device, bool], Inputs]:
+    """Draw streams of tokens, [1, tokens, channels], and `rows` modulations of them."""
+
+    def make(device: torch.device, tiny: bool) -> Inputs:
+        n, d = (333, 96) if tiny else (16384, 3072)
+        streams = [draw(device, torch.bfloat16, 1, n, d, seed=seed) for seed in (0, *others)]
+        rest = [draw(device, torch.bfloat16, 1, d, seed=10 + row) for row in range(rows)]
+        return (*streams, *rest)
+
+    return make
+
+
+def with_angles(device: torch.device, tiny: bool) -> Inputs:
+    """Draw queries and keys, [1, tokens, heads, d], weights and angles."""
+    n, heads, d = (333, 2, 32) if tiny else (16384, 24, 128)
+    q, k = (draw(device, torch.bfloat16, 1, n, heads, d, seed=seed) for seed in (0, 1))
+    weights = [draw(device, torch.bfloat16, d, seed=seed) for seed in (2, 3)]
+    angle = 6 * uniform(device, n, d // 2, seed=4)
+    return q, k, *weights, angle.cos(), angle.sin()
+
 
 CASES: list[Case] = [
     *(
@@ -168,6 +203,7 @@ CASES: list[Case] = [
             ("bf16_d256", (BF16, 256, 2048, 2048, (2, 2), 0.1), 4e-3),
         )
     ),
+    Case("block_sparse_attention", "far_rows", far_rows, sparse, 4e-3),
     *(
         Case(
             "quant_attention",
@@ -227,6 +263,49 @@ CASES: list[Case] = [
             kmeans(x, centres.shape[1], init=centres, backend=backend).centroids
         ],
         1e-4,
+    ),
+    Case(
+        "norm_modulate",
+        "layernorm",
+        stream(2),
+        lambda x, scale, shift, backend=None: [
+            layernorm_modulate(x, scale, shift, backend=backend)
+        ],
+        4e-3,
+    ),
+    Case(
+        "norm_modulate",
+        "gated_residual",
+        stream(3, 1),
+        lambda residual, x, gate, scale, shift, backend=None: list(
+            gate_residual_norm_modulate(residual, x, gate, scale, shift, backend=backend)
+        ),
+        6e-3,
+    ),
+    *(
+        Case(
+            "qknorm_rope",
+            label,
+            with_angles,
+            lambda q, k, w, v, cos, sin, pairs=pairs, backend=None: list(
+                qk_norm_rope(q, k, w, v, cos, sin, interleaved=pairs, backend=backend)
+            ),
+            4e-3,
+        )
+        for label, pairs in (("pairs", True), ("halves", False))
+    ),
+    Case("glu", "geglu", stream(0), lambda x, backend=None: [geglu(x, backend=backend)], 4e-3),
+    Case("glu", "swiglu", stream(0), lambda x, backend=None: [swiglu(x, backend=backend)], 4e-3),
+    Case(
+        "sampler_step",
+        "guided",
+        stream(0, 1, 2),
+        lambda x, cond, uncond, backend=None: [
+            linear_step(
+                x, 1.0, [cond], [-0.1], unconditional=[uncond], guidance=4.0, backend=backend
+            )
+        ],
+        4e-3,
     ),
     Case(
         "delta",

@@ -23,9 +23,13 @@ from skipstep.kernels.block_sparse_attention_triton import launch_attention, lau
 from skipstep.kernels.delta_triton import shift_groups_triton
 from skipstep.kernels.gs_bin import TileLists
 from skipstep.kernels.gs_raster_triton import CompositeTriton
+from skipstep.kernels.glu_triton import glu_triton
 from skipstep.kernels.kmeans_triton import assign_triton, mean_triton
+from skipstep.kernels.norm_modulate_triton import norm_modulate_triton
 from skipstep.kernels.permute_triton import gather_triton
+from skipstep.kernels.qknorm_rope_triton import qk_norm_rope_triton
 from skipstep.kernels.quant_attention_triton import launch_quantized
+from skipstep.kernels.sampler_step_triton import linear_step_triton
 from skipstep.kernels.tuning import pick
 
 TYPES = {
@@ -163,6 +167,23 @@ def splat(channels: int) -> None:
     lists = TileLists(ids, offsets, 1, 2, 16)
     out: torch.Tensor = CompositeTriton.apply(splats, features, lists, 0.999, 1e-4)  # type: ignore[no-untyped-call]  # torch's
     torch.autograd.backward(out.sum())
+def elementwise_launches() -> list[Callable[[], Any]]:
+    """List calls of the kernels that read their tensors once, in the shapes of a large model."""
+    x = torch.zeros(1, 256, 3072, dtype=torch.bfloat16)
+    row, heads = x[:, :1], x.reshape(1, 256, 24, 128)
+    angles = torch.zeros(1, 256, 64)
+    weight = torch.zeros(3072)
+    return [
+        lambda: norm_modulate_triton(x, None, None, row, row, None, 1e-6, False),
+        lambda: norm_modulate_triton(x, x, row, row, row, weight, 1e-6, True),
+        lambda: qk_norm_rope_triton(heads, heads, None, None, angles, angles, 1e-6, True, False),
+        lambda: qk_norm_rope_triton(
+            heads, heads, weight, weight, angles, angles, 1e-6, False, True
+        ),
+        lambda: glu_triton(x, "gelu"),
+        lambda: glu_triton(x, "silu"),
+        lambda: linear_step_triton([x, x, x, x], [1.0, 2.0, 3.0, 4.0]),
+    ]
 
 
 def launches() -> list[Callable[[], Any]]:
@@ -180,6 +201,7 @@ def launches() -> list[Callable[[], Any]]:
         lambda: assign_triton(flat, centroids.bfloat16(), False),
         lambda: mean_triton(flat, ids, sizes, centroids),
         lambda: shift_groups_triton(x, torch.zeros(1, 2, 4, 128), 64),
+        *elementwise_launches(),
         *attention_launches(),
         lambda: splat(4),
         lambda: splat(40),

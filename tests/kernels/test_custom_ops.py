@@ -6,13 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from skipstep.kernels import block_pool, block_scores, delta, kmeans, permute
+from skipstep.kernels import (
+    block_pool,
+    block_scores,
+    delta,
+    glu,
+    kmeans,
+    norm_modulate,
+    permute,
+    qknorm_rope,
+)
 
 X = torch.randn(2, 2, 40, 16, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(2, 2, 30, 16, generator=torch.Generator().manual_seed(1))
 VALID = torch.tensor([16, 9, 0])
 ORDER = permute.tile_order(1, 5, 8, (1, 2, 3), pad=True)
 FLAT = X.flatten(0, 1)
+ROWS, MODULATION = X[:, 0], Y[:, 1, :1]
+ANGLES = X[:, :, 0, :8]
 
 CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "block_stats": (block_pool._block_stats, (X, 16, VALID, False)),
@@ -22,6 +33,16 @@ CASES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "gather_tokens": (permute._gather, (X, ORDER)),
     "kmeans": (kmeans._kmeans, (FLAT, FLAT[:, :3], 2)),
     "shift_groups": (delta._shift_groups, (X, X[:, :, :5], 8)),
+    "norm_modulate": (
+        norm_modulate._norm_modulate,
+        (ROWS, MODULATION, MODULATION, None, 1e-6, False),
+    ),
+    "gated": (norm_modulate._gated, (ROWS, ROWS, *[MODULATION] * 3, MODULATION[0, 0], 1e-6, True)),
+    "qk_norm_rope": (
+        qknorm_rope._qk_norm_rope,
+        (X, X[:, :, :30], None, None, ANGLES.cos(), ANGLES.sin(), 1e-6, True, False),
+    ),
+    "glu": (glu._glu, (X, "gelu")),
 }
 
 

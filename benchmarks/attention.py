@@ -7,22 +7,26 @@ only ever add. Lists are random top-k, which no two query blocks share: the hard
 is the density at which sparse is as fast as dense, from which `plugins.attention` stays dense.
 
     python -m benchmarks.attention
+    python -m benchmarks.attention --errors    # of quantised attention, on drawn tensors
     python -m benchmarks.attention --tokens 4096 --heads 4 --rounds 9 --output docs/kernels-cpu.json
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
+from torch.nn.functional import avg_pool1d, scaled_dot_product_attention
 
 from skipstep.kernels.block_layout import BlockLists, blocks_of, from_topk
 from skipstep.kernels.block_sparse_attention import block_sparse_attention
+from skipstep.kernels.quant_attention import quantized_attention
 
 BLOCK_K = 128
 SPARSITIES = (0.5, 0.7, 0.9)
@@ -125,6 +129,53 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+QUANTISED: dict[str, dict[str, Any]] = {
+    "int8, no smoothing": {"smooth_k": False},
+    "int8, smooth K": {},
+    "int8 per thread, smooth K": {"groups": "thread"},
+    "int8 per token, smooth K": {"groups": "token"},
+    "int8, smooth Q and K": {"smooth_q": True},
+    "int4 per thread, smooth Q and K": {"bits": 4, "groups": "thread", "smooth_q": True},
+    "int8, smooth K, fp8 values": {"pv": "fp8"},
+}
+
+
+def peaked(outlier: float, n: int, heads: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw neighbours that attend to each other, with a tenth of the channels off by `outlier`."""
+    generator = torch.Generator().manual_seed(0)
+    noise = functools.partial(torch.randn, generator=generator)
+    base = noise(1, heads, n, d)
+    smooth = avg_pool1d(base.transpose(2, 3).reshape(heads, d, n), 65, 1, 32)
+    base = base + 6 * smooth.reshape(1, heads, d, n).transpose(2, 3)
+    large = (torch.rand(1, heads, 1, d, generator=generator) < 0.1) * outlier
+    q = base + 0.5 * noise(1, heads, n, d) + 0.5 * large * noise(1, heads, 1, d)
+    k = base + 0.5 * noise(1, heads, n, d) + large * noise(1, heads, 1, d)
+    return q, k, noise(1, heads, n, d) + 0.3
+
+
+def error_table(tokens: int, heads: int, d: int) -> str:
+    """Write the relative L1 distance of each setting from float64, by size of the outliers."""
+    outliers = (0.0, 8.0, 20.0)
+    drawn = [peaked(outlier, tokens, heads, d) for outlier in outliers]
+    exact = [scaled_dot_product_attention(q.double(), k.double(), v.double()) for q, k, v in drawn]
+
+    def row(name: str, call: Callable[..., Tensor]) -> str:
+        found = [call(*each).double() for each in drawn]
+        errors = [
+            float((a - b).abs().sum() / b.abs().sum()) for a, b in zip(found, exact, strict=True)
+        ]
+        return f"| {name} | {' | '.join(f'{error:.4f}' for error in errors)} |"
+
+    def bf16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16())
+
+    lines = ["| setting | no outliers | outliers of 8 | of 20 |", "|---|---|---|---|"]
+    lines.append(row("plain bf16", bf16))
+    for name, settings in QUANTISED.items():
+        lines.append(row(name, functools.partial(quantized_attention, **settings)))
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -135,8 +186,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--types", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--output", type=Path, help="also write the rows as JSON lines")
+    parser.add_argument("--errors", action="store_true", help="of quantised attention instead")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.errors:
+        print(error_table(2048, 4, 64))
+        return
     rows = []
     for name in arguments.types:
         rows += measure(

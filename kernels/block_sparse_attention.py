@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from skipstep.kernels.block_layout import BlockLists, blocks_of
+from skipstep.kernels.block_layout import BlockLists, blocks_of, from_bool
 from skipstep.kernels.dispatch import backend_for, custom_op, or_torch, upcast_dot
 from skipstep.kernels.tuning import architecture, pick
 
@@ -374,25 +374,64 @@ def _gradients(
     block_k: int,
     blocks_k: int,
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of q, k and v."""
+    name = "block_sparse_attention_backward"
+    chosen = backend_for(name, q, k, v, backend=backend, unserved=unserved(q))
     batch, heads = q.shape[:2]
-    idx, cnt = idx.cpu().expand(batch, heads, -1, -1), cnt.cpu().expand(batch, heads, -1)
-    held = valid_rows(batch, k.shape[2], blocks_k, block_k, kv_valid, kv_lens)
-    found = gathered_gradients(do, delta, q, k, v, lse, idx, cnt, held, block_q, block_k, scale)
+
+    def plain() -> tuple[Tensor, Tensor, Tensor]:
+        rows = idx.cpu().expand(batch, heads, -1, -1), cnt.cpu().expand(batch, heads, -1)
+        held = valid_rows(batch, k.shape[2], blocks_k, block_k, kv_valid, kv_lens)
+        return gathered_gradients(do, delta, q, k, v, lse, *rows, held, block_q, block_k, scale)
+
+    def kernel() -> tuple[Tensor, Tensor, Tensor]:
+        from skipstep.kernels.block_sparse_attention_triton import launch_gradients
+
+        columns = from_bool(BlockLists(idx, cnt, blocks_k).to_bool().transpose(2, 3).contiguous())
+        rows, columns_idx = (x if x.stride(-1) == 1 else x.contiguous() for x in (idx, columns.idx))
+        return launch_gradients(
+            do,
+            delta,
+            q,
+            k,
+            v,
+            lse,
+            (rows.expand(batch, heads, -1, -1), cnt.expand(batch, heads, -1)),
+            (columns_idx.expand(batch, heads, -1, -1), columns.cnt.expand(batch, heads, -1)),
+            kv_valid,
+            kv_lens,
+            block_q=block_q,
+            block_k=block_k,
+            scale=scale,
+            tiles=pick(
+                name,
+                d=q.shape[-1],
+                dtype=q.dtype,
+                sm=architecture(q.device),
+                block_q=block_q,
+                block_k=block_k,
+            ),
+            upcast_dot=upcast_dot(chosen, q.dtype),
+            precision=dot_precision(),
+        )
+
+    found = plain() if chosen == "torch" else or_torch(name, q.device, kernel, plain)
     dq, dk, dv = (torch.empty_like(x).copy_(dx) for x, dx in zip((q, k, v), found, strict=True))
     return dq, dk, dv
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, idx, cnt, _, kv_valid, kv_lens, *ctx.numbers, _, _ = inputs
+    q, k, v, idx, cnt, _, kv_valid, kv_lens, *ctx.numbers, _, ctx.backend = inputs
     ctx.save_for_backward(q, k, v, *output, idx, cnt, kv_valid, kv_lens)
 
 
 def _backward(ctx: Any, do: Tensor, dlse: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, o, lse, *lists = ctx.saved_tensors
     delta = (do.to(lse.dtype) * o.to(lse.dtype)).sum(-1) - dlse
-    return *_gradients(do, delta, q, k, v, lse, *lists, *ctx.numbers), *([None] * 11)
+    found = _gradients(do, delta, q, k, v, lse, *lists, *ctx.numbers, ctx.backend)
+    return *found, *([None] * 11)
 
 
 _attention.register_autograd(_backward, setup_context=_save)

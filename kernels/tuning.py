@@ -65,6 +65,15 @@ AMPERE = {
     (128, 4): Tiles(64, 32, 4, 2),
     (256, 4): Tiles(32, 16, 4, 1),
 }
+# A gradient holds tiles of q, k, v and do, and twice the sums.
+BACKWARD = {
+    (64, 2): Tiles(64, 64, 4, 2),
+    (128, 2): Tiles(64, 64, 8, 1),
+    (256, 2): Tiles(32, 32, 8, 1),
+    (64, 4): Tiles(32, 32, 4, 1),
+    (128, 4): Tiles(32, 32, 4, 1),
+    (256, 4): Tiles(16, 16, 4, 1),
+}
 HOPPER = AMPERE | {
     (64, 2): Tiles(128, 128, 4, 3),
     (128, 2): Tiles(128, 64, 8, 3),
@@ -143,6 +152,8 @@ def pick(op: str, *, d: int, dtype: torch.dtype, sm: int, block_q: int, block_k:
     measured = read_measured(measured_path(sm)).get(key_of(op, d, dtype))
     size = max(dtype.itemsize, 2)
     table = HOPPER if SHARED_LIMIT.get(sm, 0) >= SHARED_LIMIT[90] else AMPERE
+    if op.endswith("_backward"):
+        table = BACKWARD
     tiles = measured or table[next(key for key in table if d <= key[0] and size == key[1])]
     tiles = replace(
         tiles, block_m=fitting(tiles.block_m, block_q), block_n=fitting(tiles.block_n, block_k)

@@ -36,6 +36,7 @@ BUILTIN: dict[str, str] = {
     "draft": "skipstep.plugins.attention.methods.draft:Draft",
     "duca": "skipstep.caching.duca:DuCa",
     "easycache": "skipstep.caching.easycache:EasyCache",
+    "evit": "skipstep.plugins.tokens.evit:EViT",
     "fbcache": "skipstep.caching.fbcache:FBCache",
     "flexprefill": "skipstep.plugins.attention.methods.flexprefill:FlexPrefill",
     "foca": "skipstep.caching.foca:FoCa",
@@ -55,6 +56,7 @@ BUILTIN: dict[str, str] = {
     "scheduler": "skipstep.samplers.scheduler:Scheduler",
     "seacache": "skipstep.caching.seacache:SeaCache",
     "sparge": "skipstep.plugins.attention.methods.sparge:Sparge",
+    "spatten": "skipstep.plugins.tokens.spatten:SpAtten",
     "spectrum": "skipstep.caching.spectrum:Spectrum",
     "sta": "skipstep.plugins.attention.methods.sta:SlidingTile",
     "svg1": "skipstep.plugins.attention.methods.svg1:SVG1",
@@ -65,6 +67,8 @@ BUILTIN: dict[str, str] = {
     "tgate": "skipstep.caching.tgate:TGate",
     "vsa": "skipstep.plugins.attention.methods.vsa:VSA",
     "xattention": "skipstep.plugins.attention.methods.xattention:XAttention",
+    "tome": "skipstep.plugins.tokens.tome:ToMe",
+    "zipvl": "skipstep.plugins.tokens.zipvl:ZipVL",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

@@ -16,6 +16,7 @@ KINDS = {
     "cache": "skipstep.plugins.cache",
     "attention": "skipstep.plugins.attention.attach",
     "constants": "skipstep.plugins.constants",
+    "tokens": "skipstep.plugins.tokens.attach",
     "custom": "skipstep.plugins.custom",
 }
 """Kind -> module with ORDER (small is outermost), EXCLUSIVE, why_not(plugin, profile) and

@@ -11,7 +11,7 @@ from skipstep.benchmarks.gpu import slices
 from skipstep.benchmarks.gpu.__main__ import main
 from skipstep.benchmarks.gpu.cases import CASES, uncovered
 from skipstep.benchmarks.gpu.pages import NOTHING, regenerate
-from skipstep.benchmarks.gpu.records import Record, append, measured
+from skipstep.benchmarks.gpu.records import ROOT, Record, append, measured
 from skipstep.benchmarks.gpu.slices import SLICES, Machine, Unit, best_tiles, candidates
 from skipstep.kernels.tuning import SHARED_LIMIT, Tiles, shared_bytes
 
@@ -98,6 +98,13 @@ def test_pages_show_lines_of_a_gpu_and_none_of_a_dry_run(tmp_path: Path) -> None
         assert "Measured on H100, torch 2.13, triton 3.9, commit abc." in text
         assert "| n8192 | 431 | yes | sdpa 1.5 |" in text
         assert text.count(NOTHING) == len(SLICES) - 1
+
+
+def test_the_page_of_the_project_has_all_markers(tmp_path: Path) -> None:
+    page = tmp_path / "kernels.md"
+    page.write_text((ROOT / "docs" / "kernels.md").read_text(encoding="utf-8"), encoding="utf-8")
+    regenerate(page, tmp_path)
+    assert page.read_text(encoding="utf-8").count(NOTHING) == len(SLICES)
 
 
 def test_a_page_without_markers_is_refused(tmp_path: Path) -> None:

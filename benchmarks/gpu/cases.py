@@ -23,6 +23,8 @@ from skipstep.kernels.quant_attention import quantized_attention
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+
 Inputs = tuple[Tensor, ...]
 Outputs = Sequence[Tensor]
 
@@ -107,6 +109,16 @@ def attention_inputs(
     return make
 
 
+def far_rows(device: torch.device, tiny: bool) -> Inputs:
+    """Draw tokens whose last rows lie more than 2^31 numbers away, where there is memory for it."""
+    stride = 2**25 if device.type == "cuda" else 2**6
+    q, k, v, _, lens = attention_inputs(BF16, 64, 130, 130, (1, 1), 1.0)(device, False)
+    memory = torch.empty(130 * stride, dtype=BF16, device=device)
+    far = memory.as_strided(k[:1].shape, (0, 0, stride, 1)).copy_(k[:1])
+    kept = torch.ones(1, 1, 2, 3, dtype=torch.bool, device=device)
+    return q[:1], far, v[:1], kept, lens[:1]
+
+
 def listed(kept: Tensor) -> BlockLists:
     """Make lists of a map, the longest first."""
     return longest_first(from_bool(kept), kept.shape[0], kept.shape[1])
@@ -154,8 +166,6 @@ def token_lists(device: torch.device, tiny: bool) -> Inputs:
     return centres[:, ids] + draw(device, torch.float32, heads, rows, d, seed=1), centres
 
 
-FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
-
 CASES: list[Case] = [
     *(
         Case("block_sparse_attention", label, attention_inputs(*shape), sparse, tolerance)
@@ -168,6 +178,7 @@ CASES: list[Case] = [
             ("bf16_d256", (BF16, 256, 2048, 2048, (2, 2), 0.1), 4e-3),
         )
     ),
+    Case("block_sparse_attention", "far_rows", far_rows, sparse, 4e-3),
     *(
         Case(
             "quant_attention",

@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 
 from skipstep.kernels.block_pool_triton import block_stats_triton
 from skipstep.kernels.block_scores_triton import pooled_softmax_triton
-from skipstep.kernels.block_sparse_attention_triton import launch_attention
+from skipstep.kernels.block_sparse_attention_triton import launch_attention, launch_gradients
 from skipstep.kernels.delta_triton import shift_groups_triton
 from skipstep.kernels.kmeans_triton import assign_triton, mean_triton
 from skipstep.kernels.permute_triton import gather_triton
@@ -128,10 +128,25 @@ def attention_launches() -> list[Callable[[], Any]]:
             upcast_dot=False,
         )
 
+    def gradients(d: int) -> Callable[[], Any]:
+        q, k = torch.zeros(1, 2, 300, d).bfloat16(), torch.zeros(1, 1, 320, d).bfloat16()
+        sums = torch.zeros(1, 2, 300)
+        tiles = pick(
+            "block_sparse_attention_backward", d=d, dtype=q.dtype, sm=sm, block_q=128, block_k=64
+        )
+        return lambda: launch_gradients(
+            *(q, sums, q, k, k, sums, lists, lists, *extras[1:]),
+            **numbers,
+            tiles=tiles,
+            upcast_dot=False,
+            precision="ieee",
+        )
+
     # Exact products of fp32 numbers take most of the compiler's time, and are the same everywhere.
     return [
         attention(torch.bfloat16, 64, False),
         attention(torch.bfloat16, 128, True),
+        gradients(128),
         quantized(torch.bfloat16, 64, False),
         quantized(torch.float8_e4m3fn if sm >= 89 else torch.float16, 128, True),
         *([attention(torch.float32, 80, False)] if sm < 89 else []),

@@ -1,16 +1,24 @@
 """Block-sparse attention: definition, poison, layouts, lists, gradients, compilation, errors."""
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from skipstep.kernels.block_layout import BlockLists, all_blocks, blocks_of, from_bool
+from skipstep.kernels.block_layout import (
+    BlockLists,
+    all_blocks,
+    blocks_of,
+    from_bool,
+    longest_first,
+)
 from skipstep.kernels.block_sparse_attention import (
+    _attention,
     block_sparse_attention,
     block_sparse_attention_ref,
     kept_keys,
@@ -93,6 +101,7 @@ def test_equals_the_definition_in_float64(backend: str, dtype: torch.dtype) -> N
     assert_is_attention(make_case(0, dtype=dtype, batch=2), backend)
 
 
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 999),
     heads=st.sampled_from([(1, 1), (2, 1), (3, 3)]),
@@ -203,9 +212,112 @@ def test_results_over_two_halves_merge_to_the_whole() -> None:
     torch.testing.assert_close(lse, expected_lse)
 
 
-def test_huge_scores_stay_finite() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_huge_scores_stay_finite(backend: str) -> None:
     # Scores near 1e4 carry an error of 1e-3 in fp32 before any exponential is taken.
-    assert_is_attention(make_case(9, size=1e4), "torch", tolerance=5e-3)
+    assert_is_attention(make_case(9, size=1e4, n=100), backend, tolerance=5e-3)
+
+
+KERNEL = BACKENDS[1]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@settings(max_examples=6)
+@given(
+    seed=st.integers(0, 999),
+    heads=st.sampled_from([(1, 1), (2, 1)]),
+    n=st.integers(1, 150),
+    m=st.integers(1, 150),
+    d=st.sampled_from([16, 32, 80]),
+    blocks=st.sampled_from([(64, 64), (128, 64), (48, 32), (100, 40)]),
+    density=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_any_lengths_in_the_kernel(
+    seed: int,
+    heads: tuple[int, int],
+    n: int,
+    m: int,
+    d: int,
+    blocks: tuple[int, int],
+    density: float,
+) -> None:
+    h, hk = heads
+    block_q, block_k = blocks
+    case = make_case(
+        seed,
+        heads=h,
+        kv_heads=hk,
+        n=n,
+        m=m,
+        d=d,
+        block_q=block_q,
+        block_k=block_k,
+        density=density,
+    )
+    assert_is_attention(case, KERNEL)
+
+
+def test_the_kernel_reads_and_writes_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(15, n=200, m=150, block_k=64, density=0.4)
+    lens, valid = torch.tensor([140]), torch.tensor([64, 7, 22], dtype=torch.int32)
+    lists = longest_first(dataclasses.replace(case.lists, kv_valid=valid), 1, 2)
+    on_device = lists.to(DEVICE)
+    expected, expected_lse = definition(case._replace(lists=lists), kv_lens=lens)
+    seen = kept_keys(lists, 200, 150, 1, lens).any(2)[..., None]
+    empty_like, empty = torch.empty_like, torch.empty
+    # Nothing is written around the outputs, and nothing is read that no list names.
+    guard = torch.full((1, 2, 200 + 8, 32 + 8), 7.0, device=DEVICE)
+    inside = guard[:, :, 4:-4, 4:-4]
+    monkeypatch.setattr(torch, "empty_like", lambda x: inside.fill_(math.nan))
+    monkeypatch.setattr(torch, "empty", lambda *a, **o: empty(*a, **o).fill_(math.nan))
+    k, v = (x.masked_fill(~seen, math.nan).to(DEVICE) for x in case[1:3])
+    # The longer strides are those of a buffer that holds heads behind tokens.
+    q = case.q.transpose(1, 2).contiguous().transpose(1, 2).to(DEVICE)
+    o, lse = _attention._init_fn(
+        *(q, k, v, on_device.idx, on_device.cnt, on_device.order, on_device.kv_valid),
+        *(lens.to(DEVICE), 64, 64, 3, 32**-0.5, 0.0, KERNEL),
+    )
+    monkeypatch.undo()
+    assert torch.empty_like is empty_like
+    assert relative_l2(o.cpu(), expected) < 2e-6
+    torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=1e-5, atol=1e-5)
+    inside.fill_(7.0)
+    assert bool((guard == 7.0).all())
+
+
+def test_large_blocks_are_cut_into_tiles() -> None:
+    case = make_case(16, heads=1, kv_heads=1, n=400, m=150, block_q=384, block_k=128)
+    assert_is_attention(case, KERNEL)
+
+
+def test_layouts_of_the_kernel() -> None:
+    case = make_case(17, n=130, m=100, d=16, block_k=64)
+    q, k, v = (x.transpose(1, 2).contiguous().to(DEVICE) for x in case[:3])
+    lists = case.lists.to(DEVICE)
+    actual = block_sparse_attention(q, k, v, lists, layout="BNHD", backend=KERNEL)
+    assert actual.is_contiguous()
+    torch.testing.assert_close(
+        actual.transpose(1, 2).cpu(), block_sparse_attention(*case), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_skipping_weak_blocks_errs_by_no_more_than_they_weigh() -> None:
+    case = make_case(18, n=64, m=160, density=1.0)
+    case.k[:, :, 32:].mul_(0.01)
+    case.k[:, :, :32] = 4 * case.q.mean(2, keepdim=True)
+    q, k, v = (x.to(DEVICE) for x in case[:3])
+    lists = case.lists.to(DEVICE)
+    exact = block_sparse_attention(q, k, v, lists, backend=KERNEL)
+    none = block_sparse_attention(q, k, v, lists, backend=KERNEL, skip_below=1e-30)
+    assert torch.equal(none, exact)
+    weak = block_sparse_attention(q, k, v, lists, backend=KERNEL, skip_below=0.5)
+    _, lse = block_sparse_attention(q, k, v, lists, backend=KERNEL, skip_below=1.0, return_lse=True)
+    assert weak.isfinite().all() and lse.isfinite().all()
+    # A row's weight outside its first block bounds what leaving blocks out can change.
+    scores = (case.q @ case.k.mT) * 32**-0.5
+    left = scores.softmax(-1)[..., 32:].sum(-1, keepdim=True).to(DEVICE)
+    largest = v.abs().amax()
+    assert bool(((weak - exact).abs() <= 2 * left * largest + 1e-5).all())
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
@@ -225,12 +337,41 @@ def test_gradients_are_those_of_the_definition(kv_heads: int) -> None:
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("kv_heads", "dtype", "d"),
+    [(1, torch.float32, 32), (2, torch.bfloat16, 32), (2, torch.float32, 80)],
+)
+def test_the_kernels_gradients_are_those_of_the_definition(
+    kv_heads: int, dtype: torch.dtype, d: int
+) -> None:
+    case = make_case(14, kv_heads=kv_heads, n=100, m=150, d=d, block_k=64, density=0.6, dtype=dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    lens = torch.tensor([140])
+    weights, lse_weights = torch.randn(case.q.shape), torch.randn(case.q.shape[:3])
+
+    def gradients(attention: Any, wide: torch.dtype, place: str, **options: Any) -> Any:
+        inputs = [x.to(place, wide).requires_grad_() for x in case[:3]]
+        lists = case.lists.to(place)
+        o, lse = attention(*inputs, lists, kv_lens=lens.to(place), **options)
+        loss = (o * weights.to(o)).sum() + (lse * lse_weights.to(lse))[lse.isfinite()].sum()
+        return torch.autograd.grad(loss, inputs)
+
+    kernel = {"return_lse": True, "backend": BACKENDS[1]}
+    actual = gradients(block_sparse_attention, dtype, device, **kernel)
+    expected = gradients(block_sparse_attention_ref, torch.float64, "cpu")
+    for a, e in zip(actual, expected, strict=True):
+        assert relative_l2(a.cpu(), e) < {torch.float32: 5e-6, torch.bfloat16: 2e-2}[dtype]
+
+
 def test_torch_accepts_the_op() -> None:
     case = make_case(12, n=70, m=50, d=16)
     lists = case.lists
     tensors = [x.requires_grad_() for x in case[:3]]
     rest = (lists.idx, lists.cnt, None, None, None, 64, 32, 2, 0.25, 0.0, "auto")
-    torch.library.opcheck(torch.ops.skipstep.block_sparse_attention, (*tensors, *rest))
+    # Dispatch under compilation is tested in test_compiled.py.
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    op = torch.ops.skipstep.block_sparse_attention
+    torch.library.opcheck(op, (*tensors, *rest), test_utils=checks)
 
 
 @pytest.mark.usefixtures("as_users_see_it")

@@ -1,0 +1,1 @@
+"""Token reduction: self-attention on fewer picture tokens, and every token answered."""

@@ -120,7 +120,7 @@ class DenoiserAttention:
         if not self.has_asked:
             self.has_asked = True
             self.text_first = text_comes_first(layer, args, kwargs)
-        with call.in_layer(number):
+        with call.in_layer(number, [*args, *kwargs.values()]):
             return call_next(*args, **kwargs)
 
     def tally(self, run: Run) -> Tally:

@@ -1,15 +1,16 @@
 """One call of one denoiser: its attention calls, each sparse or dense for a reason that is told."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from skipstep.caching.tree import rows_of
 from skipstep.plugins.attention import tally
-from skipstep.plugins.attention.layout import Layout, find_grid, grid_for
+from skipstep.plugins.attention.layout import Layout, find_grid, grid_for, main_input
 from skipstep.plugins.attention.methods.base import Grid, SparseAttention
 from skipstep.plugins.attention.methods.quantized import (
     Quantized,
@@ -40,8 +41,11 @@ class AttentionCall:
         self.owner, self.run, self.step, self.branch = owner, run, step, branch
         self.named = named
         self.tally = owner.tally(run)
+        main = main_input(named)
+        self.rows = 1 if main is None else rows_of(main)
         self.layer: int | None = None
         self.nth = 0
+        self.is_part = False
 
     @staticmethod
     def now(owner: "DenoiserAttention") -> Optional["AttentionCall"]:
@@ -50,13 +54,20 @@ class AttentionCall:
         return found if isinstance(found, AttentionCall) and found.owner is owner else None
 
     @contextlib.contextmanager
-    def in_layer(self, number: int) -> Iterator[None]:
-        """Be in one layer; attention outside of all layers, in a text refiner say, is not ours."""
-        before, self.layer, self.nth = (self.layer, self.nth), number, 0
+    def in_layer(self, number: int, inputs: Sequence[Any]) -> Iterator[None]:
+        """Be in one layer; attention outside of all layers, in a text refiner say, is not ours.
+
+        A cache may send a part of the samples through. What was noted of all of them is then
+        neither used nor changed, since it would be another sample's.
+        """
+        before = self.layer, self.nth, self.is_part
+        tokens = next((x for x in inputs if isinstance(x, Tensor) and x.ndim > 2), None)
+        self.is_part = tokens is not None and tokens.shape[0] % self.rows != 0
+        self.layer, self.nth = number, 0
         try:
             yield
         finally:
-            self.layer, self.nth = before
+            self.layer, self.nth, self.is_part = before
 
     def attend(
         self,
@@ -73,7 +84,7 @@ class AttentionCall:
         tokens, pairs = q.shape[2], float(q.shape[0] * q.shape[1] * q.shape[2] ** 2)
         nth, self.nth = self.nth, self.nth + 1
         key = (self.owner, "memory", self.layer, nth, self.branch)
-        memory: dict[str, Any] = self.run.state.setdefault(key, {})
+        memory: dict[str, Any] = {} if self.is_part else self.run.state.setdefault(key, {})
         method = self.owner.method
         why = self._why_dense(q, is_plain, memory)
         if isinstance(method, QuantizedCalibration):

@@ -49,6 +49,7 @@ _LAZY = {
     "Report": "skipstep.plugins.report",
     "autotune": "skipstep.pipelines.autotune",
     "calibrate_magcache": "skipstep.pipelines.calibrate",
+    "calibrate_quantized": "skipstep.pipelines.calibrate",
     "calibrate_teacache": "skipstep.pipelines.calibrate",
     "compare": "skipstep.pipelines.compare",
     "load_reference": "skipstep.pipelines.reference",

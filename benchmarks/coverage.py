@@ -1,4 +1,4 @@
-"""Which cache works on which family of pipelines: every cell is run, none is written by hand.
+"""Which cache, and which attention, works on which pipeline: every cell is run, none is written.
 
 A cell works when, on a tiny pipeline of random weights, a gate that never skips gives the uncached
 picture to the bit, two cached runs are equal, steps were really skipped, and disabling gives the
@@ -15,17 +15,32 @@ from typing import Any
 import diffusers
 import torch
 
+from skipstep.plugins import catalog
+from skipstep.plugins.attention.block_sparse import METHODS
 from skipstep.plugins.errors import Incompatible
 from skipstep.plugins.options import to_dict
 from skipstep.plugins.report import Report
 from skipstep.testing import FAMILIES, Tiny, run, tiny_pipeline
 from skipstep.testing.presets import PRESETS, lively, never_skips
 
-__all__ = ["COMMAND", "cell", "measure", "page"]
+__all__ = ["ATTENTION", "COMMAND", "attention_cell", "attention_section", "cell", "measure", "page"]
 
 COMMAND = "python -m benchmarks.coverage"
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STEPS = 8
+ATTENTION_STEPS = 3
+ATTENTION: tuple[str, ...] = (*METHODS, "quantized")
+"""The ways to attend that are shown; `block_sparse` is any of them."""
+# Tokens of a block where 8 are too many for the few tokens of a tiny video.
+BLOCK_OF = {
+    "CogVideoXPipeline": 1,
+    "HunyuanVideoPipeline": 2,
+    "MochiPipeline": 1,
+    "WanPipeline": 2,
+    "DiTPipeline": 2,
+    "StableDiffusion3Pipeline": 32,
+}
+TOLD = {"ZImagePipeline": {"text": "after"}}
 # Stands for the class of a family's denoiser, so that equal refusals share a footnote.
 ANY_DENOISER = "*denoiser*"
 
@@ -72,16 +87,61 @@ def cell(tiny: Tiny, preset: str) -> dict[str, Any]:
     }
 
 
+def attention_cell(tiny: Tiny, name: str) -> dict[str, Any]:
+    """Run one way to attend on one pipeline and return what happened.
+
+    Raises RuntimeError when the cell neither works nor is refused.
+    """
+    tokens = BLOCK_OF.get(type(tiny.pipe).__name__, 8)
+    told: dict[str, Any] = {}
+    if name != "quantized":
+        told = {"block_q": tokens, "block_k": tokens, "keep": 0.25}
+        told |= TOLD.get(type(tiny.pipe).__name__, {})
+    if name in ("draft", "nabla", "sta", "vsa"):
+        told["tile"] = (1, 1, tokens)
+    if name == "nabla":
+        told["window"] = (1, 1, 1)
+    if name == "xattention":
+        told["stride"] = min(2, tokens)
+    cls = catalog.load(name)
+    before = run_without(tiny, ATTENTION_STEPS)
+    try:
+        tiny.pipe.enable_plugin(cls(**told, force=True, dense_steps=0, dense_layers=0))
+    except Incompatible as refused:
+        return {"works": False, "reason": str(refused).partition(": ")[2]}
+    found, again = (run(tiny, steps=ATTENTION_STEPS) for _ in range(2))
+    report = tiny.pipe.plugin_report()
+    tiny.pipe.disable_plugins()
+    layers = report.attention
+    served = sum(layer.sparse + layer.quantized for layer in layers)
+    if not served:
+        return {"works": False, "reason": report.verdict.partition(" stayed dense: ")[2]}
+    pairs = sum(layer.pairs for layer in layers)
+    saved = sum(layer.saved * layer.pairs for layer in layers) / pairs
+    is_changed = not torch.equal(found, before)
+    after = run(tiny, steps=ATTENTION_STEPS)
+    held = {
+        "two runs differ": torch.equal(found, again),
+        # Two frames are too few for radial attention to leave anything out.
+        "nothing changed": is_changed or (saved == 0 and name != "quantized"),
+        "disabling does not restore the picture": torch.equal(after, before),
+    }
+    broken = [problem for problem, is_held in held.items() if not is_held]
+    if broken:
+        raise RuntimeError(f"{name} on {type(tiny.pipe).__name__}: {'; '.join(broken)}")
+    return {"works": True, "saved": round(saved, 3)}
+
+
 def refusal(report: Report) -> str | None:
     """Return why a run was computed in full, where the cache learned that it cannot serve it."""
     whys = (choice.why for call in report.calls for choice in call.choices)
     return next((why for why in whys if why.startswith("contract not learned")), None)
 
 
-def run_without(tiny: Tiny) -> torch.Tensor:
+def run_without(tiny: Tiny, steps: int = STEPS) -> torch.Tensor:
     """Run the plain pipeline."""
     with tiny.pipe.plugins_off():
-        return run(tiny, steps=STEPS)
+        return run(tiny, steps=steps)
 
 
 def rounded(value: Any) -> Any:
@@ -104,6 +164,7 @@ def measure() -> dict[str, Any]:
             "denoiser": type(getattr(tiny.pipe, tiny.denoiser)).__name__,
             "guidance": tiny.guidance,
             "cells": cells,
+            "attention": {name: attention_cell(tiny, name) for name in ATTENTION},
         }
         print(f"{family}: " + ", ".join(f"{name} {shown(c)}" for name, c in cells.items()))
     return {
@@ -165,8 +226,44 @@ def page(measured: dict[str, Any]) -> str:
             "",
             *[f"[^{number}]: {reason}" for number, reason in enumerate(reasons, 1)],
             "",
+            *attention_section(rows),
         ]
     )
+
+
+def attention_section(rows: dict[str, Any]) -> list[str]:
+    """Write the table of ways to attend, if it was measured."""
+    if not all("attention" in row for row in rows.values()):
+        return []
+    names = list(next(iter(rows.values()))["attention"])
+    reasons: list[str] = []
+    lines = []
+    for family, row in rows.items():
+        texts = []
+        for name in names:
+            found = row["attention"][name]
+            if found["works"]:
+                texts.append("works" if name == "quantized" else f"works ({found['saved']:.0%})")
+                continue
+            note = found["reason"].replace(row["denoiser"], ANY_DENOISER)
+            if note not in reasons:
+                reasons.append(note)
+            texts.append(f"no [^a{reasons.index(note) + 1}]")
+        lines.append(f"| {' | '.join([family, *texts])} |")
+    return [
+        "## Which way to attend works where",
+        "",
+        "The figure is the share of all query-key products that was left out with a quarter of "
+        "the key blocks kept; text is kept besides, and these toys have few tokens and much of it. "
+        "Two runs are equal, and disabling gives the plain picture again.",
+        "",
+        f"| {' | '.join(['family', *names])} |",
+        f"|{'---|' * (len(names) + 1)}",
+        *lines,
+        "",
+        *[f"[^a{number}]: {reason}" for number, reason in enumerate(reasons, 1)],
+        "",
+    ]
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ BUILTIN: dict[str, str] = {
     "mminference": "skipstep.plugins.attention.methods.grid_permutation:GridPermutation",
     "nabla": "skipstep.plugins.attention.methods.nabla:Nabla",
     "pab": "skipstep.caching.pab:PAB",
+    "quantized": "skipstep.plugins.attention.methods.quantized:Quantized",
     "radial": "skipstep.plugins.attention.methods.radial:Radial",
     "recycled": "skipstep.plugins.attention.methods.recycled:Recycled",
     "scheduler": "skipstep.samplers.scheduler:Scheduler",

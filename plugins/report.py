@@ -59,6 +59,7 @@ class AttentionLayer:
     mass: float | None
     pairs: float
     saved: float
+    quantized: int = 0
     why_dense: dict[str, int] = field(default_factory=dict)
 
 
@@ -119,6 +120,9 @@ class Report:
         calls = sum(layer.calls for layer in self.attention)
         sparse = [layer for layer in self.attention if layer.sparse]
         count = sum(layer.sparse for layer in sparse)
+        quantized = sum(layer.quantized for layer in self.attention)
+        if quantized:
+            return [f"Attention was quantised in {quantized} of {calls} calls."]
         if not count:
             return [f"Attention was dense in all of its {calls} calls."]
         density = sum(layer.density * layer.sparse for layer in sparse) / count

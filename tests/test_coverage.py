@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from skipstep.benchmarks.coverage import COMMAND, cell, page
+from skipstep.benchmarks.coverage import (
+    ATTENTION,
+    COMMAND,
+    attention_cell,
+    attention_section,
+    cell,
+    page,
+)
 from skipstep.plugins import catalog
 from skipstep.testing import FAMILIES, tiny_pipeline
 
@@ -61,3 +68,20 @@ def test_the_cells_are_still_true(family: str) -> None:
             assert found["fraction"] == expected["fraction"], preset
         else:
             assert found["reason"] == expected["reason"], preset
+
+
+def test_every_way_to_attend_is_shown() -> None:
+    names = {name for name in catalog.BUILTIN if catalog.load(name).kind == "attention"}
+    assert set(ATTENTION) == names - {"block_sparse"}
+
+
+def test_a_way_to_attend_works_or_says_why_not() -> None:
+    tiny = tiny_pipeline("dit")
+    cells = {name: attention_cell(tiny, name) for name in ("sparge", "radial", "quantized")}
+    assert cells["sparge"]["works"] and 0 < cells["sparge"]["saved"] < 1
+    assert cells["quantized"]["works"]
+    assert "makes images" in cells["radial"]["reason"]
+    row = {"denoiser": "DiTTransformer2DModel", "attention": cells}
+    text = "\n".join(attention_section({"dit": row}))
+    assert "| dit | works (" in text and "[^a1]: transformer (*denoiser*) makes images" in text
+    assert attention_section({"dit": {}}) == []

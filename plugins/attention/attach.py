@@ -10,7 +10,7 @@ from typing import Any
 
 from skipstep.plugins.attention.denoiser_call import AttentionCall
 from skipstep.plugins.attention.learn import text_comes_first
-from skipstep.plugins.attention.methods.base import AttentionPlugin, SparseAttention
+from skipstep.plugins.attention.methods.base import AttentionPlugin, SparseAttention, WayToAttend
 from skipstep.plugins.attention.reach import listening, points_in, standing_in
 from skipstep.plugins.attention.tally import Tally
 from skipstep.plugins.profile import Denoiser, Profile, parameters_of
@@ -32,7 +32,7 @@ def why_not(plugin: AttentionPlugin, found: Profile) -> str | None:
     return next(iter(reasons), None) if all(reasons) else None
 
 
-def _why_not_one(method: SparseAttention, denoiser: Denoiser) -> str | None:
+def _why_not_one(method: WayToAttend, denoiser: Denoiser) -> str | None:
     name = f"{denoiser.name} ({denoiser.class_name})"
     if denoiser.is_parallel:
         return (
@@ -44,8 +44,7 @@ def _why_not_one(method: SparseAttention, denoiser: Denoiser) -> str | None:
             f"{name} is compiled as a whole, which hides where its layers begin: compile with "
             f"pipe.{denoiser.name}.compile_repeated_blocks(fullgraph=True) instead"
         )
-    frames = method.grid[0] if method.grid else 2
-    if method.needs_frames and (not denoiser.is_video or frames == 1):
+    if isinstance(method, SparseAttention) and not _has_frames(method, denoiser):
         return (
             f"{name} makes images, and {method.name} attention is about frames: use it for video, "
             "or use 'sparge' or 'xattention'"
@@ -60,6 +59,12 @@ def _why_not_one(method: SparseAttention, denoiser: Denoiser) -> str | None:
             f"pipe.{denoiser.name}.set_default_attn_processor()"
         )
     return f"{name} has no self-attention modules with a processor, so no call can be caught"
+
+
+def _has_frames(method: SparseAttention, denoiser: Denoiser) -> bool:
+    """Say whether a method that is about frames finds some here."""
+    is_video = method.grid[0] > 1 if method.grid else denoiser.is_video
+    return is_video or not method.needs_frames
 
 
 def attach(plugin: AttentionPlugin, site: Any) -> None:
@@ -77,7 +82,7 @@ def attach(plugin: AttentionPlugin, site: Any) -> None:
 class DenoiserAttention:
     """One way to attend on one denoiser: what is known of it; what a run remembers stays on it."""
 
-    def __init__(self, name: str, method: SparseAttention, denoiser: Denoiser, site: Any) -> None:
+    def __init__(self, name: str, method: WayToAttend, denoiser: Denoiser, site: Any) -> None:
         self.name, self.method, self.denoiser, self.site = name, method, denoiser, site
         self.parameters = parameters_of(denoiser.inner)
         self.config = dict(getattr(denoiser.inner, "config", None) or {})
@@ -115,7 +120,7 @@ class DenoiserAttention:
         if not self.has_asked:
             self.has_asked = True
             self.text_first = text_comes_first(layer, args, kwargs)
-        with call.in_layer(number):
+        with call.in_layer(number, [*args, *kwargs.values()]):
             return call_next(*args, **kwargs)
 
     def tally(self, run: Run) -> Tally:

@@ -1,16 +1,22 @@
 """One call of one denoiser: its attention calls, each sparse or dense for a reason that is told."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Optional
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from skipstep.caching.tree import rows_of
 from skipstep.plugins.attention import tally
-from skipstep.plugins.attention.layout import Layout, find_grid, grid_for
-from skipstep.plugins.attention.methods.base import Grid
+from skipstep.plugins.attention.layout import Layout, find_grid, grid_for, main_input
+from skipstep.plugins.attention.methods.base import Grid, SparseAttention
+from skipstep.plugins.attention.methods.quantized import (
+    Quantized,
+    QuantizedCalibration,
+    part_of,
+)
 from skipstep.plugins.attention.reach import listener_now
 from skipstep.plugins.attention.sparse_call import attend_sparsely, break_even, fewest_tokens
 from skipstep.plugins.run import Run
@@ -35,8 +41,11 @@ class AttentionCall:
         self.owner, self.run, self.step, self.branch = owner, run, step, branch
         self.named = named
         self.tally = owner.tally(run)
+        main = main_input(named)
+        self.rows = 1 if main is None else rows_of(main)
         self.layer: int | None = None
         self.nth = 0
+        self.is_part = False
 
     @staticmethod
     def now(owner: "DenoiserAttention") -> Optional["AttentionCall"]:
@@ -45,13 +54,20 @@ class AttentionCall:
         return found if isinstance(found, AttentionCall) and found.owner is owner else None
 
     @contextlib.contextmanager
-    def in_layer(self, number: int) -> Iterator[None]:
-        """Be in one layer; attention outside of all layers, in a text refiner say, is not ours."""
-        before, self.layer, self.nth = (self.layer, self.nth), number, 0
+    def in_layer(self, number: int, inputs: Sequence[Any]) -> Iterator[None]:
+        """Be in one layer; attention outside of all layers, in a text refiner say, is not ours.
+
+        A cache may send a part of the samples through. What was noted of all of them is then
+        neither used nor changed, since it would be another sample's.
+        """
+        before = self.layer, self.nth, self.is_part
+        tokens = next((x for x in inputs if isinstance(x, Tensor) and x.ndim > 2), None)
+        self.is_part = tokens is not None and tokens.shape[0] % self.rows != 0
+        self.layer, self.nth = number, 0
         try:
             yield
         finally:
-            self.layer, self.nth = before
+            self.layer, self.nth, self.is_part = before
 
     def attend(
         self,
@@ -68,8 +84,16 @@ class AttentionCall:
         tokens, pairs = q.shape[2], float(q.shape[0] * q.shape[1] * q.shape[2] ** 2)
         nth, self.nth = self.nth, self.nth + 1
         key = (self.owner, "memory", self.layer, nth, self.branch)
-        memory: dict[str, Any] = self.run.state.setdefault(key, {})
+        memory: dict[str, Any] = {} if self.is_part else self.run.state.setdefault(key, {})
+        method = self.owner.method
         why = self._why_dense(q, is_plain, memory)
+        if isinstance(method, QuantizedCalibration):
+            part = part_of(self.step, self.run.count, method.parts)
+            if is_plain and mask is None:
+                method.look(q, k, v, scale, self.layer, part)
+            return None
+        if why is None and isinstance(method, Quantized):
+            return self._quantized(method, q, k, v, mask, scale, pairs)
         layout = self._layout(tokens) if why is None else None
         if isinstance(layout, str):
             why, layout = layout, None
@@ -85,7 +109,7 @@ class AttentionCall:
             return None
         is_padded = kv_lens is not None and bool((kv_lens < tokens).any())
         outcome = attend_sparsely(
-            self.owner.method,
+            cast(SparseAttention, method),
             q,
             k,
             v,
@@ -103,9 +127,34 @@ class AttentionCall:
         self.tally.sparse(self.layer, tokens, pairs, outcome.density, outcome.mass)
         return outcome.output
 
+    def _quantized(
+        self,
+        method: Quantized,
+        q: Float[Tensor, "b h n d"],
+        k: Float[Tensor, "b g n d"],
+        v: Float[Tensor, "b g n d"],
+        mask: Tensor | None,
+        scale: float | None,
+        pairs: float,
+    ) -> Float[Tensor, "b h n d"] | None:
+        """Attend with small integers, as precisely as this layer and part of the run need it."""
+        layer, tokens = self.layer or 0, q.shape[2]
+        # The first keys of each sample are all that a mask may let through.
+        lens = None if mask is None else self._kept_keys(mask, Layout((1, 1, 1), tokens - 1))
+        if mask is not None and lens is None:
+            self.tally.dense(layer, tokens, pairs, "they carry a mask that is more than padding")
+            return None
+        precision = method.precision_at(layer, self.step, self.run.count)
+        if precision == "native":
+            self.tally.dense(layer, tokens, pairs, tally.CALIBRATED)
+            return None
+        kv_lens = None if lens is None else lens.expand(q.shape[0])
+        output = method.attend(q, k, v, precision, scale=scale, kv_lens=kv_lens)
+        self.tally.quantized(layer, tokens, pairs)
+        return output
+
     def _why_dense(self, q: Tensor, is_plain: bool, memory: dict[str, Any]) -> str | None:
         method = self.owner.method
-        keep, _ = method.budget()
         if not is_plain:
             return "they are causal or drop values out"
         if self.step < method.dense_steps:
@@ -116,6 +165,9 @@ class AttentionCall:
             return None
         if q.shape[2] < fewest_tokens(q):
             return tally.FEW_TOKENS
+        if isinstance(method, Quantized):
+            return method.why_slower(q)
+        keep, _ = cast(SparseAttention, method).budget()
         if memory.get("stays dense") or (keep is not None and keep >= break_even(q)):
             return tally.BREAK_EVEN
         return None
@@ -130,7 +182,8 @@ class AttentionCall:
 
     def _find_layout(self, tokens: int) -> Layout | str:
         owner = self.owner
-        grid: Grid | None = owner.method.grid or find_grid(self.named, owner.config)
+        method = cast(SparseAttention, owner.method)
+        grid: Grid | None = method.grid or find_grid(self.named, owner.config)
         if grid is None:
             return (
                 "the grid of the picture's tokens is not known; give grid=(frames, rows, columns)"
@@ -144,7 +197,7 @@ class AttentionCall:
                 f"{tokens} tokens are fewer than the {grid[0]} x {grid[1]} x {grid[2]} of the "
                 "picture; give grid=(frames, rows, columns)"
             )
-        text_first = {"before": True, "after": False}.get(owner.method.text or "")
+        text_first = {"before": True, "after": False}.get(method.text or "")
         text_first = owner.text_first if text_first is None else text_first
         if text_first is None:
             return (

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from skipstep.plugins.attention.methods.base import Grid
 
-__all__ = ["Layout", "find_grid", "grid_for"]
+__all__ = ["Layout", "find_grid", "grid_for", "main_input"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def find_grid(named: Mapping[str, Any], config: Mapping[str, Any]) -> Grid | Non
         named: the call's arguments by name, in the order of the denoiser's parameters.
         config: the denoiser's configuration; its patch size counts.
     """
-    main = next((value for value in named.values() if _is_batch(value)), None)
+    main = main_input(named)
     if isinstance(main, list):
         main = main[0][None]
     if not isinstance(main, Tensor):
@@ -57,6 +57,11 @@ def find_grid(named: Mapping[str, Any], config: Mapping[str, Any]) -> Grid | Non
     patch = _patch(config)
     sides = frames // patch[0], rows // patch[1], columns // patch[2]
     return sides if min(sides) else None
+
+
+def main_input(named: Mapping[str, Any]) -> Tensor | list[Tensor] | None:
+    """Return the first argument of a denoiser call that is a batch: the noisy picture."""
+    return next((value for value in named.values() if _is_batch(value)), None)
 
 
 def grid_for(tokens: int, grid: Grid, has_levels: bool) -> Grid | None:

@@ -20,6 +20,7 @@ from skipstep.kernels.block_pool import block_mean
 from skipstep.kernels.block_sparse_attention import block_sparse_attention, merge
 from skipstep.kernels.delta import delta_correct
 from skipstep.kernels.permute import gather_tokens, inverse_order
+from skipstep.kernels.quant_attention import quantized_attention
 from skipstep.plugins.attention.layout import Layout
 from skipstep.plugins.attention.methods.base import Choice, Scene, SparseAttention
 
@@ -118,9 +119,14 @@ def attend_sparsely(
         mask = mask | is_dense[:, None, None, None]
     lists = from_bool(mask, block_q=method.block_q, block_k=method.block_k)
     probed = kept_mass(q, k, mask, scene, method.probe_rows, kv_lens)
-    output, lse = block_sparse_attention(
-        q, k, v, lists, scale=scale, kv_lens=kv_lens, return_lse=True
-    )
+    if method.bits is None:
+        output, lse = block_sparse_attention(
+            q, k, v, lists, scale=scale, kv_lens=kv_lens, return_lse=True
+        )
+    else:
+        output, lse = quantized_attention(
+            q, k, v, lists, bits=method.bits, scale=scale, kv_lens=kv_lens, return_lse=True
+        )
     output = made_up(method, choice, output, lse, q, k, v, scene, kv_lens)
     if choice.q_order is not None:
         output = gather_tokens(output, inverse_order(choice.q_order, output.shape[2]))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from skipstep.plugins.attention.methods.base import SparseAttention
+from skipstep.plugins.attention.methods.base import WayToAttend
 from skipstep.plugins.report import AttentionLayer
 
 __all__ = ["Tally"]
@@ -17,6 +17,7 @@ __all__ = ["Tally"]
 DENSE_STEPS = "first steps"
 DENSE_LAYERS = "first layers"
 FEW_TOKENS = "too few tokens for sparse attention to be faster"
+CALIBRATED = "calibration asks for full precision there"
 REFRESH = "the mask is looked up anew"
 BREAK_EVEN = "denser than what sparse attention is faster at"
 
@@ -27,6 +28,7 @@ class _Layer:
 
     tokens: int = 0
     calls: int = 0
+    quantized: int = 0
     pairs: float = 0.0
     done: list[tuple[float, Float[Tensor, ""]]] = field(default_factory=list)
     mass: list[Float[Tensor, ""]] = field(default_factory=list)
@@ -59,6 +61,10 @@ class Tally:
         if mass is not None:
             found.mass.append(mass)
 
+    def quantized(self, layer: int, tokens: int, pairs: float) -> None:
+        """Note a call in small integers over all pairs."""
+        self._note(layer, tokens, pairs).quantized += 1
+
     def _note(self, layer: int, tokens: int, pairs: float) -> _Layer:
         found = self.layers.setdefault(layer, _Layer())
         found.tokens = max(found.tokens, tokens)
@@ -80,6 +86,7 @@ class Tally:
                     tokens=layer.tokens,
                     calls=layer.calls,
                     sparse=len(sparse),
+                    quantized=layer.quantized,
                     density=sum(d for _, d in sparse) / len(sparse) if sparse else 1.0,
                     mass=sum(masses) / len(masses) if masses else None,
                     pairs=layer.pairs,
@@ -89,12 +96,12 @@ class Tally:
             )
         return found
 
-    def warnings(self, method: SparseAttention, layers: int, steps: int) -> list[str]:
+    def warnings(self, method: WayToAttend, layers: int, steps: int) -> list[str]:
         """Say in words what kept the plugin from being sparse, and which knob to turn."""
         whys: Counter[str] = Counter()
         for layer in self.layers.values():
             whys.update(layer.why_dense)
-        is_never = not any(layer.done for layer in self.layers.values())
+        is_never = not any(x.done or x.quantized for x in self.layers.values())
         head = f"{self.name} on {self.denoiser}"
         if not self.layers:
             return [f"{head} saw no self-attention call."]
@@ -104,7 +111,7 @@ class Tally:
                 tokens = max(layer.tokens for layer in self.layers.values())
                 found.append(
                     f"{head}: {count} calls of at most {tokens} tokens stayed dense, which is "
-                    "faster for so few; force=True makes them sparse."
+                    "faster for so few; force=True attends to them all the same."
                 )
             elif why == BREAK_EVEN:
                 found.append(
@@ -113,14 +120,14 @@ class Tally:
                 )
             elif why == DENSE_STEPS and is_never:
                 found.append(
-                    f"{head} never became sparse: the first {method.dense_steps} of {steps} steps "
+                    f"{head} never did anything: the first {method.dense_steps} of {steps} steps "
                     "stay dense; lower dense_steps."
                 )
             elif why == DENSE_LAYERS and is_never:
                 found.append(
-                    f"{head} never became sparse: the first {method.dense_layers} of {layers} "
+                    f"{head} never did anything: the first {method.dense_layers} of {layers} "
                     "layers stay dense; lower dense_layers."
                 )
-            elif why not in (DENSE_STEPS, DENSE_LAYERS, REFRESH):
+            elif why not in (DENSE_STEPS, DENSE_LAYERS, REFRESH, CALIBRATED):
                 found.append(f"{head}: {count} calls stayed dense: {why}.")
         return found

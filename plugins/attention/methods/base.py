@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 __all__ = ["AttentionPlugin", "Choice", "Grid", "Scene", "Share", "SharedOptions", "Side"]
-__all__ += ["SparseAttention", "any_in_block"]
+__all__ += ["SparseAttention", "WayToAttend", "any_in_block"]
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns of the picture's tokens."""
@@ -132,20 +132,30 @@ class AttentionPlugin(ABC):
     paper: ClassVar[str] = ""
 
     @abstractmethod
-    def resolve(self) -> "SparseAttention":
-        """Return the method with all its options."""
+    def resolve(self) -> "WayToAttend":
+        """Return the way to attend with all its options."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class SharedOptions(AttentionPlugin):
-    """Hold the options that all methods share."""
+class WayToAttend(AttentionPlugin):
+    """Hold the options of every way to attend: where it stays away."""
 
-    keep: Keep = None
-    mass: Mass = None
     dense_steps: Annotated[
         int, Field(ge=0, description="First steps of a run that stay dense; they set the picture.")
     ] = 5
     dense_layers: Annotated[int, Field(ge=0, description="First layers that stay dense.")] = 1
+    force: Annotated[
+        bool,
+        Field(description="Attend so where dense attention is faster, for tests and studies."),
+    ] = False
+
+
+@pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class SharedOptions(WayToAttend):
+    """Hold the options that all sparse methods share."""
+
+    keep: Keep = None
+    mass: Mass = None
     block_q: Annotated[int, Field(ge=1, le=1024, description="Tokens of a query block.")] = 128
     block_k: Annotated[int, Field(ge=1, le=1024, description="Tokens of a key block.")] = 64
     delta: Annotated[
@@ -157,13 +167,13 @@ class SharedOptions(AttentionPlugin):
             "what that changed; 0 is off, 64 costs 1.6 % of dense attention.",
         ),
     ] = 0
+    bits: Annotated[
+        Literal[4, 8] | None,
+        Field(description="Quantise queries and keys of the kept blocks to so many bits."),
+    ] = None
     keep_text: Annotated[
         bool, Field(description="Keep all text tokens, and all that they attend to.")
     ] = True
-    force: Annotated[
-        bool,
-        Field(description="Stay sparse where dense attention is faster, for tests and studies."),
-    ] = False
     probe_rows: Annotated[
         int,
         Field(ge=0, le=1024, description="Queries per call whose kept mass is measured; 0: none."),

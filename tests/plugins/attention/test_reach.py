@@ -10,11 +10,13 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 
+from skipstep.plugins.attention.methods.recycled import Recycled
 from skipstep.plugins.attention.methods.sparge import Sparge
 from skipstep.plugins.attention.reach import points_in
 from skipstep.plugins.errors import Incompatible
 from skipstep.testing import FAMILIES, Tiny, run, tiny_pipeline
 from skipstep.testing.conformance import CHECKED_ON, check_on
+from skipstep.testing.presets import splitting_threshold
 from skipstep.testing.state import attributes, changes
 
 ALL: dict[str, Any] = {
@@ -275,6 +277,21 @@ def test_a_cache_skips_around_it_and_both_report() -> None:
     assert "Skipped" in report.verdict and "Attention was sparse in" in report.verdict
     assert [layer.layer for layer in report.attention] == [0, 1, 2, 3]
     assert all(layer.calls == report.computed // 2 for layer in report.attention)
+
+
+def test_a_cache_that_splits_a_batch_mixes_no_samples_masks() -> None:
+    """A mask recycled in a pass of some samples could be another sample's; there it is dense."""
+    tiny = tiny_pipeline("dit")
+    threshold = splitting_threshold("fbcache", tiny, steps=6, batch=2)
+    tiny.pipe.enable_plugin("fbcache", threshold=threshold, warmup_steps=2, final_steps=1)
+    with_plugin(tiny, Recycled(**{**ALL, "block_q": 2, "block_k": 2}, keep=0.5, interval=100))
+    run(tiny, steps=6, batch=2)
+    report = tiny.pipe.plugin_report()
+    marks = "".join(report.timeline().values())
+    assert "+" in marks, "no batch was split, so the test proves nothing"
+    for layer in report.attention[1:]:  # the first block sees every sample
+        assert layer.sparse == marks.count("#") - 1
+        assert layer.calls - layer.sparse == 1 + marks.count("+")
 
 
 CONFORMING = {("flux", "sparge")}

@@ -26,6 +26,7 @@ BUILTIN: dict[str, str] = {
     "abcache": "skipstep.caching.abcache:ABCache",
     "adacache": "skipstep.caching.adacache:AdaCache",
     "cache": "skipstep.caching.product:Cache",
+    "calibrated": "skipstep.samplers.solvers.calibrated:Calibrated",
     "cfgcache": "skipstep.caching.cfgcache:CFGCache",
     "dbcache": "skipstep.caching.dbcache:DBCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",

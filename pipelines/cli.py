@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from skipstep.pipelines.calibrate_command import calibrate
+
 __all__ = ["app", "main"]
 
 app = typer.Typer(
@@ -21,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.command()(calibrate)
 
 # Chosen on the reference model: one that halves the block computations by a fixed rhythm, and one
 # that decides per sample. In front of them, at its number of steps, the schedule planned for it.

@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "ABCache": "skipstep.caching.abcache",
     "AdaCache": "skipstep.caching.adacache",
+    "Calibrated": "skipstep.samplers.solvers.calibrated",
     "Cache": "skipstep.caching.product",
     "DBCache": "skipstep.caching.dbcache",
     "DeepCache": "skipstep.caching.deepcache",
@@ -50,6 +51,7 @@ _LAZY = {
     "autotune": "skipstep.pipelines.autotune",
     "calibrate_magcache": "skipstep.pipelines.calibrate",
     "calibrate_quantized": "skipstep.pipelines.calibrate",
+    "calibrate_solver": "skipstep.pipelines.calibrate_solver",
     "calibrate_teacache": "skipstep.pipelines.calibrate",
     "compare": "skipstep.pipelines.compare",
     "load_reference": "skipstep.pipelines.reference",

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from skipstep.pipelines.splat.command import reconstruct
+from skipstep.pipelines.calibrate_command import calibrate
 
 __all__ = ["app", "main"]
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 app.command()(reconstruct)
+app.command()(calibrate)
 
 # Chosen on the reference model: one that halves the block computations by a fixed rhythm, and one
 # that decides per sample. In front of them, at its number of steps, the schedule planned for it.

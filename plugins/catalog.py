@@ -28,6 +28,7 @@ BUILTIN: dict[str, str] = {
     "asa": "skipstep.plugins.attention.methods.asa:ASA",
     "block_sparse": "skipstep.plugins.attention.block_sparse:BlockSparse",
     "cache": "skipstep.caching.product:Cache",
+    "calibrated": "skipstep.samplers.solvers.calibrated:Calibrated",
     "cfgcache": "skipstep.caching.cfgcache:CFGCache",
     "dbcache": "skipstep.caching.dbcache:DBCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",

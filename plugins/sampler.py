@@ -9,9 +9,11 @@ pipeline's config.
 from typing import Any
 
 from skipstep.plugins.errors import Incompatible
+from skipstep.plugins.fingerprint import bound_call, mismatches, of_the_call
 from skipstep.plugins.profile import Profile
 from skipstep.plugins.run import Run
 from skipstep.samplers.base import SamplerPlugin
+from skipstep.samplers.solvers.calibrated import Calibrated
 
 __all__ = ["EXCLUSIVE", "ORDER", "attach", "why_not"]
 
@@ -33,8 +35,9 @@ def attach(plugin: SamplerPlugin, site: Any) -> None:
         raise Incompatible(f"{plugin.name}: {error}") from error
 
     def swap_in(run: Run) -> None:
+        chosen = for_this_call(plugin, run) if isinstance(plugin, Calibrated) else ours
         run.state["own scheduler"] = run.pipe.scheduler
-        vars(run.pipe)["scheduler"] = ours
+        vars(run.pipe)["scheduler"] = chosen
 
     def put_back(run: Run) -> None:
         if "own scheduler" in run.state:
@@ -42,3 +45,21 @@ def attach(plugin: SamplerPlugin, site: Any) -> None:
 
     site.on_begin(swap_in)
     site.on_end(put_back)
+
+
+def for_this_call(plugin: Calibrated, run: Run) -> Any:
+    """Return a calibrated solver for the call's steps and guidance.
+
+    Raises Incompatible where the file was made for something else and is to say so.
+    """
+    call = bound_call(run.pipe, run.arguments)
+    steps = call.get("num_inference_steps")
+    try:
+        return plugin.for_call(
+            run.pipe.scheduler,
+            steps=steps if isinstance(steps, int) else None,
+            guidance=of_the_call(call).get("guidance"),
+            unlike=mismatches(plugin.made_for(), run.pipe),
+        )
+    except ValueError as error:
+        raise Incompatible(f"{plugin.name}: {error}") from error

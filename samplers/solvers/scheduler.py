@@ -52,9 +52,9 @@ class Table:
     """
 
     kernel: Kernel
-    nodes: tuple[float, ...]
-    rows: tuple[tuple[float, ...], ...]
-    times: tuple[float, ...] | None = None
+    nodes: Sequence[float]
+    rows: Sequence[Sequence[float]]
+    times: Sequence[float] | None = None
 
     def moves(self) -> list[Move]:
         """Return the table as moves."""
@@ -137,6 +137,15 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
     def begin_index(self) -> int | None:
         """Return the evaluation that the run begins with, if a pipeline set it."""
         return self._begin_index
+
+    @property
+    def nodes(self) -> list[float]:
+        """Return s of every evaluation."""
+        return [move.s for move in self._moves]
+
+    def corrected(self, sample: Tensor) -> Tensor:
+        """Return the state of the evaluation just made as the corrector left it, or `sample`."""
+        return sample if self._base is None else self._base
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at an evaluation that is not the first, as image-to-image pipelines do."""
@@ -231,8 +240,13 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
             return sample
         if self._step_index is None:
             self._start(timestep)
-        s = self._moves[self._step_index or 0].s
-        return sample / math.hypot(s, self.config.sigma_data)
+        return self.scaled(sample, self._step_index or 0)
+
+    def scaled(self, sample: Tensor, index: int) -> Tensor:
+        """Return the sample as the network wants it at evaluation `index`."""
+        if self.path.kind != "edm":
+            return sample
+        return sample / math.hypot(self._moves[index].s, self.config.sigma_data)
 
     def step(
         self,

@@ -34,6 +34,7 @@ BUILTIN: dict[str, str] = {
     "duca": "skipstep.caching.duca:DuCa",
     "easycache": "skipstep.caching.easycache:EasyCache",
     "fbcache": "skipstep.caching.fbcache:FBCache",
+    "few_step": "skipstep.plugins.few_step:FewStep",
     "foca": "skipstep.caching.foca:FoCa",
     "fora": "skipstep.caching.fora:FORA",
     "freqca": "skipstep.caching.freqca:FreqCa",

@@ -365,6 +365,24 @@ def autotune(
 
 
 @app.command()
+def distill(
+    job: Annotated[Path, typer.Argument(help="A distillation (YAML).", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the student.")] = Path(
+        "out/student"
+    ),
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+) -> None:
+    """Train a few-step student; stopped, the same command goes on where it ended."""
+    from skipstep.pipelines.distill import command
+
+    pipe, _ = load(model, device, dtype, threads, size=None, guidance=None)
+    typer.echo(command.run(job, pipe, output))
+
+
+@app.command()
 def plugins(
     name: Annotated[
         str | None, typer.Argument(help="A plugin, to see its options.", show_default=False)

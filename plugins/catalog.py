@@ -39,6 +39,7 @@ BUILTIN: dict[str, str] = {
     "easycache": "skipstep.caching.easycache:EasyCache",
     "evit": "skipstep.plugins.tokens.evit:EViT",
     "fbcache": "skipstep.caching.fbcache:FBCache",
+    "few_step": "skipstep.plugins.few_step:FewStep",
     "flexprefill": "skipstep.plugins.attention.methods.flexprefill:FlexPrefill",
     "foca": "skipstep.caching.foca:FoCa",
     "fora": "skipstep.caching.fora:FORA",

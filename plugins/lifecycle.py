@@ -37,6 +37,11 @@ class Site:
         self._begin: list[Callable[[Run], None]] = []
         self._end: list[Callable[[Run], None]] = []
         self._report: list[Callable[[Run, Report], None]] = []
+        self.defaults: dict[str, Any] = {}
+
+    def default(self, **arguments: Any) -> None:
+        """Pass these to the pipeline's call wherever its caller passes nothing."""
+        self.defaults.update(arguments)
 
     def wrap(self, module: nn.Module, function: Callable[..., Any], order: int) -> None:
         """Call `function(call_next, *args, **kwargs)` whenever `module` is called; small orders are
@@ -242,9 +247,10 @@ class Manager:
     ) -> Any:
         pipe = self.pipe
         self._follow()
-        run = Run(self, pipe, _bound(function, pipe, args, kwargs))
         handles = sorted(self.handles.values(), key=lambda h: kinds.order(h.plugin.kind))
         sites = [handle._site for handle in handles]
+        kwargs = _completed(function, pipe, args, kwargs, sites)
+        run = Run(self, pipe, _bound(function, pipe, args, kwargs))
         report = Report(type(pipe).__name__, [repr_plugin(h.plugin) for h in handles])
         started = time.perf_counter()
         try:
@@ -329,6 +335,26 @@ def _schedulers(pipe: Any) -> list[Any]:
         if hasattr(component, "set_timesteps") and hasattr(component, "step")
     }
     return list(steps.values())
+
+
+def _completed(
+    function: Callable[..., Any],
+    pipe: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sites: list[Site],
+) -> dict[str, Any]:
+    """Return keyword arguments, with the plugins' defaults for what the call leaves out."""
+    wanted = {name: value for site in sites for name, value in site.defaults.items()}
+    parameters = list(inspect.signature(function).parameters.values())
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    given = {p.name for p in parameters[: len(args) + 1]} | set(kwargs)
+    known = {p.name for p in parameters}
+    return {
+        name: value
+        for name, value in wanted.items()
+        if name not in given and (takes_all or name in known)
+    } | kwargs
 
 
 def _bound(

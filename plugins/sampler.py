@@ -3,7 +3,7 @@
 The user's scheduler object is put back in every case, so `save_pretrained` never sees ours: a
 third-party scheduler in model_index.json makes a checkpoint unloadable, and a native one would land
 there unnoticed. The swap goes past `DiffusionPipeline.__setattr__`, which would write it into the
-pipeline's config.
+pipeline's config. A plugin that exchanges more than the scheduler has `attach(site)`.
 """
 
 from typing import Any
@@ -63,3 +63,6 @@ def for_this_call(plugin: Calibrated, run: Run) -> Any:
         )
     except ValueError as error:
         raise Incompatible(f"{plugin.name}: {error}") from error
+    attach_more = getattr(plugin, "attach", None)
+    if attach_more is not None:
+        attach_more(site)

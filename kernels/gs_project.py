@@ -1,15 +1,11 @@
-"""Projection of 3D Gaussians (EWA splatting) and of 2D surfels onto image planes.
+"""Projection of 3D Gaussians onto image planes (EWA splatting).
 
-Kerbl et al. 2023 (arXiv:2308.04079); 2D Gaussian Splatting, Huang et al. 2024 (arXiv:2403.17888).
-A camera is w2c = [R|t] and K in pixels; x right, y down, z forward; the centre of pixel (i, j) is
-(i + 0.5, j + 0.5).
-
-Gaussians, with x = R mean + t and the Jacobian J of the pinhole projection at x:
+Kerbl et al. 2023 (arXiv:2308.04079). A camera is w2c = [R|t] and K in pixels; x right, y down,
+z forward; the centre of pixel (i, j) is (i + 0.5, j + 0.5). With x = R mean + t and the Jacobian J
+of the pinhole projection at x:
   Sigma' = J R Sigma R^T J^T + blur I,   Sigma = Q S S Q^T,   conic = Sigma'^-1
-  x / z and y / z in J are clamped to 15 % of the image beyond its border, which keeps splats beside
-  the camera from filling the picture.
-Surfels, with tangents t_u, t_v = the first two columns of Q times their scales:
-  T = K [R t_u, R t_v, x]   maps (u, v, 1) on the surfel to homogeneous pixels.
+x / z and y / z in J are clamped to 15 % of the image beyond its border, which keeps splats beside
+the camera from filling the picture.
 
 Differs from the authors' code: many views in one call; blur is an option; plain autograd.
 """
@@ -18,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["project_gaussians", "project_surfels", "rotation_matrices"]
+__all__ = ["project_gaussians", "rotation_matrices"]
 
 BORDER = 0.15
 
@@ -71,20 +67,3 @@ def project_gaussians(
     inverse = 1 / (c00 * c11 - c01 * c01).clamp_min(1e-10)
     conics = torch.stack([c11 * inverse, -c01 * inverse, c00 * inverse], -1)
     return torch.stack([fx * u + cx, fy * v + cy], -1), conics, z
-
-
-def project_surfels(
-    means: Float[Tensor, "n 3"],
-    quats: Float[Tensor, "n 4"],
-    scales: Float[Tensor, "n s"],
-    w2c: Float[Tensor, "v 4 4"],
-    K: Float[Tensor, "v 3 3"],
-) -> tuple[Float[Tensor, "v n 3 3"], Float[Tensor, "v n"]]:
-    """Return T of every surfel (rows: homogeneous pixel x, y, depth) and the depths of the centres.
-
-    Only the first two scales count: a surfel is flat along its third axis.
-    """
-    rotation, translation = w2c[:, :3, :3], w2c[:, None, :3, 3]
-    centre = means @ rotation.mT + translation
-    tangents = rotation[:, None] @ (rotation_matrices(quats)[..., :2] * scales[:, None, :2])
-    return K[:, None] @ torch.cat([tangents, centre[..., None]], -1), centre[..., 2]

@@ -93,7 +93,7 @@ def read_capture(
         chosen = frames if views is None else [frames[view] for view in views]
         read = frame_of_opencv if found[0].name == "cameras.json" else frame_of_nerf
         poses = [read(frame, stored) for frame in chosen]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise CaptureError(f"{found[0]} is not understood: {error!r}") from None
     if not poses:
         raise CaptureError(f"{found[0]} has no frames")

@@ -14,6 +14,7 @@ Differs from the papers' code: colours instead of learnt features in the volume,
 an alpha channel is given, one scale of planes, any number of views without retraining.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +121,7 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
         planes: int = 32,
         near: float = 1.3,
         far: float = 3.1,
-        channels: tuple[int, int, int] = (48, 96, 128),
+        channels: Sequence[int] = (48, 96, 128),
         heads: int = 4,
         layers: int = 4,
     ) -> None:

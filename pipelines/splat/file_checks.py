@@ -35,18 +35,12 @@ def checked(path: Path, gaussians: Gaussians) -> Gaussians:
 
 
 def arrays(gaussians: Gaussians) -> dict[str, Any]:
-    """Return means, unit quats, scales, opacities and sh as float32 arrays.
-
-    A surfel gets a third scale, a tenth of its smaller one, for viewers that know no surfels.
-    """
+    """Return means, unit quats, scales, opacities and sh as float32 arrays."""
     plain = gaussians.checked().detach().to("cpu").to(torch.float32)
-    scales = plain.scales
-    if plain.is_surfels:
-        scales = torch.cat([scales[:, :2], scales[:, :2].amin(-1, keepdim=True) / 10], -1)
     values: dict[str, np.ndarray[Any, Any]] = {
         "means": plain.means.numpy(),
         "quats": torch.nn.functional.normalize(plain.quats, dim=-1).numpy(),
-        "scales": scales.clamp_min(1e-12).numpy(),
+        "scales": plain.scales.clamp_min(1e-12).numpy(),
         "opacities": plain.opacities.numpy(),
         "sh": plain.sh.numpy(),
     }

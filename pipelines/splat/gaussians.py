@@ -26,11 +26,10 @@ class Gaussians:
     Attributes:
         means: Centres in the world.
         quats: Rotations (w, x, y, z), of any length but 0.
-        scales: Standard deviations along the rotated axes, positive. A surfel's third is ignored.
+        scales: Standard deviations along the rotated axes, positive.
         opacities: 0 to 1.
         sh: Spherical harmonics of degree 0 to 3 (k = 1, 4, 9, 16).
         features: Further values per splat, rendered as channels of that name.
-        is_surfels: Flat 2D Gaussians instead of 3D ones.
     """
 
     means: Float[Tensor, "n 3"]
@@ -39,7 +38,6 @@ class Gaussians:
     opacities: Float[Tensor, " n"]
     sh: Float[Tensor, "n k 3"]
     features: dict[str, Tensor] = field(default_factory=dict)
-    is_surfels: bool = False
 
     @classmethod
     def from_colours(
@@ -76,7 +74,7 @@ class Gaussians:
     def cat(parts: Sequence["Gaussians"]) -> "Gaussians":
         """Join scenes into one; all must have the same features and the same degree."""
         first = parts[0]
-        names = {item.name for item in fields(first)} - {"features", "is_surfels"}
+        names = {item.name for item in fields(first)} - {"features"}
         joined: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in names
         }

@@ -92,7 +92,6 @@ def refine(
             opacities=torch.sigmoid(free["opacities"]),
             sh=torch.cat([free["base"], free["higher"]], 1),
             features=start.features,
-            is_surfels=start.is_surfels,
         )
 
     order: list[int] = []

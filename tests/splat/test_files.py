@@ -84,14 +84,6 @@ def test_version_2_of_spz_is_read(tmp_path: Path) -> None:
     torch.testing.assert_close(old.quats[0, 0], torch.tensor(1.0), rtol=1e-4, atol=0)
 
 
-def test_a_surfel_gets_a_thin_third_scale(scene: Scene, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    gaussians = replace(scene(20), is_surfels=True)
-    again = Gaussians.load(gaussians.save(tmp_path / "x.ply"))
-    torch.testing.assert_close(again.scales[:, 2], gaussians.scales[:, :2].amin(-1) / 10)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -41,17 +41,37 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
     """
     gradio = import_gradio(folder)
     from skipstep.pipelines.ui.album import Album
+    from skipstep.pipelines.ui.api import Api
+    from skipstep.pipelines.ui.autotune_tab import AutotuneTab
+    from skipstep.pipelines.ui.batch_desk import BatchDesk
+    from skipstep.pipelines.ui.batch_tab import BatchTab
+    from skipstep.pipelines.ui.compare_tab import CompareTab
     from skipstep.pipelines.ui.create_tab import CreateTab
     from skipstep.pipelines.ui.page import Page
+    from skipstep.pipelines.ui.plugins_tab import PluginsTab
+    from skipstep.pipelines.ui.sweep_tab import SweepTab
 
     studio.use(studio.models[0])
     page = Page(gradio, studio, Album(folder / "files" / "pictures"), limits or Limits(), folder)
+    desk = BatchDesk(folder / "files" / "batches", studio, page.limits)
     with gradio.Blocks(
         title="skipstep", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
     ) as ui:
         gradio.HTML(TITLE, elem_id="head")
-        with gradio.Tabs(), gradio.Tab("Create", id="create"):
-            CreateTab(page)
+        with gradio.Tabs():
+            with gradio.Tab("Create", id="create"):
+                create = CreateTab(page)
+            with gradio.Tab("Compare", id="compare"):
+                CompareTab(page, create.model)
+            with gradio.Tab("Sweep", id="sweep"):
+                SweepTab(page, create.model)
+            with gradio.Tab("Autotune", id="autotune"):
+                AutotuneTab(page, create.model, create.box.parts, create.box.take)
+            with gradio.Tab("Batch", id="batch"):
+                BatchTab(page, desk, create.model, create.box.recipe)
+            with gradio.Tab("Plugins", id="plugins"):
+                PluginsTab(page, create.model)
+        Api(page, desk)
     ui.queue(**queue_settings())
     return ui
 

@@ -49,6 +49,7 @@ class Trier:
     Args:
         call: goes to the pipeline.
         before: called before every picture; it may raise to stop.
+        look: called with the number of every picture of a run, and the picture.
     """
 
     pipe: Any
@@ -57,6 +58,7 @@ class Trier:
     steps: int
     call: dict[str, Any]
     before: Callable[[], None] | None = None
+    look: Callable[[int, Tensor], None] | None = None
     truth: list[Float[Tensor, "1 f 3 height width"]] = field(default_factory=list)
     plain_seconds: list[float] = field(default_factory=list)
 
@@ -89,6 +91,8 @@ class Trier:
         with self.pipe.plugins(*plugins) if plugins else nullcontext():
             for i in range(len(self.prompts)):
                 picture, took = self.picture(i, used)
+                if self.look is not None:
+                    self.look(i, picture)
                 pairs.append((picture, self.truth[i]))
                 seconds.append(took)
                 report = self.pipe.plugin_report() if plugins else None

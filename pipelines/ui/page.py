@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 from skipstep.pipelines.ui.album import Album
 from skipstep.pipelines.ui.limits import Limits
@@ -43,16 +43,32 @@ class Page:
     limits: Limits
     folder: Path
 
+    @property
+    def uploads(self) -> Path:
+        """Return the folder that gradio puts uploads into."""
+        return (self.folder / "files").resolve()
+
+    @property
+    def reports(self) -> Path:
+        """Return the folder of what is saved to be downloaded."""
+        path = self.folder / "files" / "reports"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def handled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a handler whose errors reach the browser as words."""
-        if inspect.isgeneratorfunction(function):
-
+        if inspect.isgeneratorfunction(inspect.unwrap(function)):
+            # gradio looks for a generator function, which a checker of types would hide; the mark
+            # is taken off again because gradio reads the annotations.
             @functools.wraps(function)
+            @no_type_check
             def generator(*args: Any, **kwargs: Any) -> Iterator[Any]:
                 with self.in_words():
                     yield from function(*args, **kwargs)
 
-            return generator
+            generator.__dict__.pop("__no_type_check__")
+            made: Callable[..., Any] = generator
+            return made
 
         @functools.wraps(function)
         def plain(*args: Any, **kwargs: Any) -> Any:

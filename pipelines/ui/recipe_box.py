@@ -13,7 +13,7 @@ from skipstep.pipelines.ui.presets import CUSTOM, NONE, PLANNED, presets_of
 from skipstep.plugins import catalog
 from skipstep.plugins.options import to_dict
 
-__all__ = ["RecipeBox"]
+__all__ = ["RecipeBox", "working"]
 
 PREFERRED = (PLANNED, "balanced: every other step")
 
@@ -62,12 +62,12 @@ class RecipeBox:
             self.render(chosen)
 
         self.recipe.render()
+        self.parts = [self.recipe, self.chosen, self.preset, self.plugins]
         self.connect()
 
     def connect(self) -> None:
         """Say what happens when."""
         gradio, page = self.page.gradio, self.page
-        parts = [self.recipe, self.chosen, self.preset, self.plugins]
         self.preset.input(
             page.handled(self.choose_preset),
             [self.preset],
@@ -84,7 +84,7 @@ class RecipeBox:
             [self.recipe.submit, self.recipe.blur],
             page.handled(self.type_recipe),
             [self.recipe, self.chosen],
-            parts,
+            self.parts,
             **private(queue=False),
         )
 
@@ -124,9 +124,13 @@ class RecipeBox:
     def type_recipe(self, recipe: str, before: Listed) -> tuple[Any, ...]:
         """Take the line that was typed."""
         update = self.page.gradio.update
-        chosen, names = self.read(recipe)
-        if chosen == before:
+        if self.read(recipe)[0] == before:
             return (update(),) * 4
+        return self.take(recipe)
+
+    def take(self, recipe: str) -> tuple[Any, ...]:
+        """Put a recipe from elsewhere into the form; the values are those of `parts`."""
+        chosen, names = self.read(recipe)
         return recipe_words(chosen), chosen, CUSTOM if chosen else NONE, names
 
     def render(self, chosen: Listed) -> None:

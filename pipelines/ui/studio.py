@@ -36,7 +36,15 @@ from skipstep.pipelines.ui.watching import Previews, call_arguments, to_preview,
 from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.plugins.options import build
 
-__all__ = ["REFERENCE", "Pair", "Progress", "Side", "Studio"]
+__all__ = [
+    "REFERENCE",
+    "Pair",
+    "Progress",
+    "Side",
+    "Studio",
+    "call_beside_prompt",
+    "in_plain_words",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -182,14 +190,22 @@ class Studio:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
+    @contextmanager
+    def held(self, stop: Stop) -> Iterator[None]:
+        """Hold the pipeline, after those who came before; who is asked to end leaves the line."""
+        while not self.lock.acquire(timeout=0.1):
+            stop.check()
+        try:
+            yield
+        finally:
+            self.lock.release()
+
     def make_pair(self, row: Row, model: str, tell: Tell, stop: Stop) -> Pair:
         """Make a picture twice; `tell` hears Progress.
 
         Raises Stopped when asked to end, PluginError for what cannot be made.
         """
-        while not self.lock.acquire(timeout=0.1):
-            stop.check()
-        try:
+        with self.held(stop):
             if model != self.model:
                 tell(Progress("loading"))
             pipe = self.use(model)
@@ -206,8 +222,6 @@ class Studio:
             shown = to_shown(plain.picture)
             accelerated = self.make_side(pipe, row, call, plugins, tell, stop, shown)
             return judged(pipe, row, model, plain, accelerated)
-        finally:
-            self.lock.release()
 
     def make_side(
         self,
@@ -336,6 +350,12 @@ def call_of(pipe: Any, row: Row) -> dict[str, Any]:
         if name not in known:
             raise Incompatible(f"{type(pipe).__name__} takes no {name}: leave it out")
     return call
+
+
+def call_beside_prompt(pipe: Any, row: Row) -> dict[str, Any]:
+    """Return what a row says of a call that makes other prompts."""
+    own = ("prompt", "negative_prompt", "output_type")
+    return {name: value for name, value in call_of(pipe, row).items() if name not in own}
 
 
 def to_shown(picture: Picture) -> NDArray[np.uint8]:

@@ -1,14 +1,18 @@
-"""The reference model, loaded once for the tests of the page."""
+"""The reference model and the page that serves it, once for all tests of the page."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from skipstep.app import build_app
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.ui.limits import Limits, read_settings
+from skipstep.pipelines.ui.server import launch_settings
 from skipstep.pipelines.ui.studio import REFERENCE, Pair, Studio
 
 MakeRow = Callable[..., Row]
@@ -45,3 +49,43 @@ def make_pair(studio: Studio, make_row: MakeRow) -> Callable[..., Pair]:
         return studio.make_pair(make_row(**given), REFERENCE, lambda event: None, Stop())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="session")
+def page(reference: Any, folder: Path) -> Any:
+    return build_app(Studio(load=lambda name: reference), folder)
+
+
+@pytest.fixture(scope="session")
+def url(page: Any) -> Iterator[str]:
+    settings = launch_settings(Limits())
+    _, address, _ = page.launch(**settings, quiet=True, prevent_thread_lock=True)
+    yield address
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> Any:
+    from gradio_client import Client
+
+    return Client(url, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def ask(url: str) -> Callable[..., str]:
+    """Call an endpoint by plain HTTP, as a stranger would; return the last event and its data."""
+
+    def call(endpoint: str, *given: Any) -> str:
+        address = f"{url}gradio_api/call/{endpoint}"
+        begun = httpx.post(address, json={"data": list(given)}, timeout=None)
+        if begun.status_code != 200:
+            return f"{begun.status_code} {begun.text}"
+        event = begun.json()["event_id"]
+        return httpx.get(f"{address}/{event}", timeout=None).text.strip().split("\n\n")[-1]
+
+    return call

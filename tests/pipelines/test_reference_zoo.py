@@ -311,6 +311,20 @@ def test_recipes_without_weights_are_refused_in_words(monkeypatch: pytest.Monkey
         load_reference("unet")
 
 
+def test_weights_are_found_in_an_installed_zoo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "skipstep_zoo"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "video-v1.safetensors").touch()
+    monkeypatch.setattr(load, "ZOO", Path("nowhere"))
+    assert find_weights(load_recipe(find_recipe("video"))) is None
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = find_weights(load_recipe(find_recipe("video")))
+    assert found == folder / "video-v1.safetensors"
+
+
 def test_shipped_siblings_fit_the_zoo_and_load() -> None:
     for name in trained_names():
         recipe = load_recipe(find_recipe(name))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from skipstep.pipelines.metrics.efficientnet import load_features
 from skipstep.pipelines.reference import load, load_reference, video_autoencoder
+from skipstep.pipelines.reference import train as training
 from skipstep.pipelines.reference.batch import Batch
 from skipstep.pipelines.reference.clips import clip_file, sample_frames
 from skipstep.pipelines.reference.data import Pictures, store_pictures
@@ -284,6 +285,27 @@ def test_another_size_is_another_prepared_file(tmp_path: Path) -> None:
     other = dataclasses.replace(data, size=64)
     assert digest(data) == digest(dataclasses.replace(data))
     assert examples_file(data, tmp_path) != examples_file(other, tmp_path)
+
+
+def test_packed_pictures_are_all_that_a_machine_without_a_network_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("packed data must not be fetched")
+
+    monkeypatch.setattr("skipstep.pipelines.reference.data.subprocess.run", refuse)
+    data = dataclasses.replace(load_recipe(find_recipe("unet")).data, size=64, names="pizza")
+    recipe = dataclasses.replace(load_recipe(find_recipe("unet")), data=data)
+    random = np.random.default_rng(0)
+    for style in data.styles:
+        pixels = random.integers(0, 256, (2, 64, 64, 4), dtype=np.uint8)
+        pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
+        store_pictures(tmp_path / f"pictures-{style}-64.npz", Pictures(["fox", "pizza"], pixels))
+    folder = training.pack(recipe, tmp_path)
+    here, there = load_examples(data, tmp_path), load_examples(data, folder)
+    assert here.latents.shape == (3, 12, 2, 16, 8, 8)
+    for ours, theirs in zip(vars(here).values(), vars(there).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_stored_pictures_come_back_whole(tmp_path: Path) -> None:

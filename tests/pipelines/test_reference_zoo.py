@@ -15,7 +15,9 @@ from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiff
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from skipstep.pipelines.compare import own_text_score
 from skipstep.pipelines.metrics.efficientnet import load_features
+from skipstep.pipelines.metrics.text import text_score
 from skipstep.pipelines.reference import load, load_reference, video_autoencoder
 from skipstep.pipelines.reference import train as training
 from skipstep.pipelines.reference.batch import Batch
@@ -37,6 +39,7 @@ from skipstep.pipelines.reference.sheets import draw_sheet
 from skipstep.pipelines.reference.train import Trainer, train
 from skipstep.pipelines.reference.unet import SCHEDULE, velocity_loss
 from skipstep.plugins.errors import PluginError
+from skipstep.testing.families import tiny_pipeline
 
 # What makes a recipe's denoiser tiny, by family.
 TINY: dict[str, dict[str, Any]] = {
@@ -236,6 +239,13 @@ def test_a_saved_sibling_opens_as_the_stock_class_with_the_same_picture(
             ).images
         )
     np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-5)
+
+
+def test_the_text_scorer_judges_the_models_it_was_made_for() -> None:
+    recipe = tiny("unet")
+    state = FAMILIES["unet"].new(recipe.denoiser).state_dict()
+    assert own_text_score(new_reference(recipe, state)) is text_score
+    assert own_text_score(tiny_pipeline("sd15").pipe) is None
 
 
 def test_training_ends_in_a_folder_with_weights_that_load(tmp_path: Path) -> None:

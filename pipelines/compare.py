@@ -84,7 +84,8 @@ def compare(
         batch_size: prompts in one pipeline call.
         keep_pictures: of how many prompts the pictures are kept for the page and the sheet.
         text_score: pictures in [-1, 1] and prompts -> one number each, higher is better. The
-            reference pipeline is scored by metrics/text.py unless another function is given.
+            reference models of pictures are scored by metrics/text.py unless another function is
+            given.
         progress: called with the calls done, the calls of this pass and the name of the arm.
         call: passed on to the pipeline, for example guidance_scale=3.0.
 
@@ -231,10 +232,11 @@ def generators(batch: Batch) -> list[torch.Generator]:
 
 
 def own_text_score(pipe: Any) -> TextScore | None:
-    """Return the scorer that is valid for this pipeline: only the reference model's is."""
-    from skipstep.pipelines.reference.load import ReferencePipeline
+    """Return the scorer that is valid for this pipeline: only the reference models' is."""
+    from skipstep.pipelines.reference.denoiser import ReferencePipeline
+    from skipstep.pipelines.reference.unet import ReferenceUNetPipeline
 
-    if not isinstance(pipe, ReferencePipeline):
+    if not isinstance(pipe, ReferencePipeline | ReferenceUNetPipeline):
         return None
     from skipstep.pipelines.metrics.text import text_score
 

@@ -14,6 +14,7 @@ def draw_curve(rows: list[Row]) -> Image.Image:
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     views = [row[0] for row in rows]
+    # The first rows, before the loss has fallen, would flatten the rest.
     top = 0.6
     right = max(views)
 

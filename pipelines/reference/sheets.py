@@ -1,6 +1,6 @@
-"""Draw the pictures of the model card: a sheet of samples beside real pictures, and the loss curve.
+"""Draw the pictures of a model card: a sheet of samples beside real pictures, and the loss curve.
 
-Run: python -m skipstep.pipelines.reference.sheets       (after training; needs the training cache)
+Run: python -m skipstep.pipelines.reference.sheets unet     (after training; needs the run's folder)
 """
 
 import argparse
@@ -16,9 +16,9 @@ from skipstep.pipelines.reference.captions import caption, held_out_style
 from skipstep.pipelines.reference.curve import draw_curve
 from skipstep.pipelines.reference.data import Pictures
 from skipstep.pipelines.reference.examples import taught_styles
-from skipstep.pipelines.reference.load import ReferencePipeline, load_reference
+from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
-from skipstep.pipelines.reference.recipe import Data, Recipe
+from skipstep.pipelines.reference.recipe import Data, Recipe, find_recipe, load_recipe
 
 __all__ = ["SAMPLES", "draw_samples", "draw_sheet", "sheet_prompts"]
 
@@ -53,16 +53,17 @@ COLUMNS, CELL, LABEL = 6, 128, 30
 SEED = 7
 
 
-def draw_samples(pipeline: ReferencePipeline, styles: dict[str, Pictures]) -> Image.Image:
-    """Return a sheet with each sample above the real picture its caption describes.
+def draw_samples(pipeline: Any, styles: dict[str, Pictures], data: Data) -> Image.Image:
+    """Return a sheet with each taught sample above the real picture its caption describes.
 
     A caption marked with * is a held-out pair: that picture was never trained.
     """
     pipeline.set_progress_bar_config(disable=True)
-    rows = -(-len(SAMPLES) // COLUMNS)
+    taught = [row for row in SAMPLES if row[0] in data.taught]
+    rows = -(-len(taught) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * CELL, rows * (2 * CELL + LABEL)), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, (name, style, background) in enumerate(SAMPLES):
+    for number, (name, style, background) in enumerate(taught):
         left = number % COLUMNS * CELL
         top = number // COLUMNS * (2 * CELL + LABEL)
         generator = torch.Generator().manual_seed(SEED)
@@ -71,7 +72,7 @@ def draw_samples(pipeline: ReferencePipeline, styles: dict[str, Pictures]) -> Im
         pictures = styles[style]
         colour = WHITE if background is None else COLOURS[background]
         real = pictures.composite(pictures.names.index(name), colour)
-        sheet.paste(sample, (left, top))
+        sheet.paste(sample.resize((CELL, CELL)), (left, top))
         sheet.paste(Image.fromarray(real.astype(np.uint8)), (left, top + CELL))
         mark = " *" if held_out_style(name) == style else ""
         pen.text((left + 2, top + 2 * CELL + 1), (name + mark)[:24], "black")
@@ -110,15 +111,18 @@ def draw_sheet(pipeline: Any, recipe: Recipe, columns: int = 8) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", help="a reference model of pictures")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--output", type=Path, default=Path("docs/reference"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    curve = json.loads((arguments.cache / "denoiser-curve.json").read_text(encoding="utf-8"))
-    draw_curve(curve["rows"]).save(arguments.output / "loss.png")
-    styles = taught_styles(arguments.cache)
-    sheet = draw_samples(load_reference(), styles)
-    sheet.save(arguments.output / "samples.png", optimize=True)
+    recipe = load_recipe(find_recipe(arguments.name))
+    curve = json.loads(
+        (arguments.cache / "runs" / recipe.title / "curve.json").read_text(encoding="utf-8")
+    )
+    draw_curve(curve["rows"]).save(arguments.output / f"{recipe.name}-loss.png")
+    sheet = draw_samples(load_reference(recipe.name), taught_styles(arguments.cache), recipe.data)
+    sheet.save(arguments.output / f"{recipe.name}-samples.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiff
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from skipstep.pipelines.compare import own_text_score
 from skipstep.pipelines.metrics.efficientnet import load_features
+from skipstep.pipelines.metrics.text import text_score
 from skipstep.pipelines.reference import load, load_reference, video_autoencoder
+from skipstep.pipelines.reference import train as training
 from skipstep.pipelines.reference.batch import Batch
 from skipstep.pipelines.reference.clips import clip_file, sample_frames
 from skipstep.pipelines.reference.data import Pictures, store_pictures
@@ -36,6 +39,7 @@ from skipstep.pipelines.reference.sheets import draw_sheet
 from skipstep.pipelines.reference.train import Trainer, train
 from skipstep.pipelines.reference.unet import SCHEDULE, velocity_loss
 from skipstep.plugins.errors import PluginError
+from skipstep.testing.families import tiny_pipeline
 
 # What makes a recipe's denoiser tiny, by family.
 TINY: dict[str, dict[str, Any]] = {
@@ -237,6 +241,13 @@ def test_a_saved_sibling_opens_as_the_stock_class_with_the_same_picture(
     np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-5)
 
 
+def test_the_text_scorer_judges_the_models_it_was_made_for() -> None:
+    recipe = tiny("unet")
+    state = FAMILIES["unet"].new(recipe.denoiser).state_dict()
+    assert own_text_score(new_reference(recipe, state)) is text_score
+    assert own_text_score(tiny_pipeline("sd15").pipe) is None
+
+
 def test_training_ends_in_a_folder_with_weights_that_load(tmp_path: Path) -> None:
     recipe = tiny("unet", minutes=0.01)
     examples = some_examples()
@@ -286,6 +297,27 @@ def test_another_size_is_another_prepared_file(tmp_path: Path) -> None:
     assert examples_file(data, tmp_path) != examples_file(other, tmp_path)
 
 
+def test_packed_pictures_are_all_that_a_machine_without_a_network_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("packed data must not be fetched")
+
+    monkeypatch.setattr("skipstep.pipelines.reference.data.subprocess.run", refuse)
+    data = dataclasses.replace(load_recipe(find_recipe("unet")).data, size=64, names="pizza")
+    recipe = dataclasses.replace(load_recipe(find_recipe("unet")), data=data)
+    random = np.random.default_rng(0)
+    for style in data.styles:
+        pixels = random.integers(0, 256, (2, 64, 64, 4), dtype=np.uint8)
+        pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
+        store_pictures(tmp_path / f"pictures-{style}-64.npz", Pictures(["fox", "pizza"], pixels))
+    folder = training.pack(recipe, tmp_path)
+    here, there = load_examples(data, tmp_path), load_examples(data, folder)
+    assert here.latents.shape == (3, 12, 2, 16, 8, 8)
+    for ours, theirs in zip(vars(here).values(), vars(there).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
 def test_stored_pictures_come_back_whole(tmp_path: Path) -> None:
     pixels = np.arange(2 * 8 * 8 * 4, dtype=np.uint8).reshape(2, 8, 8, 4)
     store_pictures(tmp_path / "some.npz", Pictures(["fox", "owl"], pixels))
@@ -309,6 +341,20 @@ def test_recipes_without_weights_are_refused_in_words(monkeypatch: pytest.Monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(PluginError, match="not part of skipstep's own wheel: here are picture"):
         load_reference("unet")
+
+
+def test_weights_are_found_in_an_installed_zoo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "skipstep_zoo"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "video-v1.safetensors").touch()
+    monkeypatch.setattr(load, "ZOO", Path("nowhere"))
+    assert find_weights(load_recipe(find_recipe("video"))) is None
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = find_weights(load_recipe(find_recipe("video")))
+    assert found == folder / "video-v1.safetensors"
 
 
 def test_shipped_siblings_fit_the_zoo_and_load() -> None:

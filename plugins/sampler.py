@@ -45,6 +45,9 @@ def attach(plugin: SamplerPlugin, site: Any) -> None:
 
     site.on_begin(swap_in)
     site.on_end(put_back)
+    attach_more = getattr(plugin, "attach", None)
+    if attach_more is not None:
+        attach_more(site)
 
 
 def for_this_call(plugin: Calibrated, run: Run) -> Any:
@@ -63,6 +66,3 @@ def for_this_call(plugin: Calibrated, run: Run) -> Any:
         )
     except ValueError as error:
         raise Incompatible(f"{plugin.name}: {error}") from error
-    attach_more = getattr(plugin, "attach", None)
-    if attach_more is not None:
-        attach_more(site)

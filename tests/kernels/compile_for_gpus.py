@@ -167,6 +167,8 @@ def splat(channels: int) -> None:
     lists = TileLists(ids, offsets, 1, 2, 16)
     out: torch.Tensor = CompositeTriton.apply(splats, features, lists, 0.999, 1e-4)  # type: ignore[no-untyped-call]  # torch's
     torch.autograd.backward(out.sum())
+
+
 def elementwise_launches() -> list[Callable[[], Any]]:
     """List calls of the kernels that read their tensors once, in the shapes of a large model."""
     x = torch.zeros(1, 256, 3072, dtype=torch.bfloat16)

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from skipstep.pipelines.splat.command import reconstruct
 from skipstep.pipelines.calibrate_command import calibrate
+from skipstep.pipelines.splat.command import reconstruct
 
 __all__ = ["app", "main"]
 

@@ -21,9 +21,9 @@ from skipstep.kernels.block_pool_triton import block_stats_triton
 from skipstep.kernels.block_scores_triton import pooled_softmax_triton
 from skipstep.kernels.block_sparse_attention_triton import launch_attention, launch_gradients
 from skipstep.kernels.delta_triton import shift_groups_triton
+from skipstep.kernels.glu_triton import glu_triton
 from skipstep.kernels.gs_bin import TileLists
 from skipstep.kernels.gs_raster_triton import CompositeTriton
-from skipstep.kernels.glu_triton import glu_triton
 from skipstep.kernels.kmeans_triton import assign_triton, mean_triton
 from skipstep.kernels.norm_modulate_triton import norm_modulate_triton
 from skipstep.kernels.permute_triton import gather_triton

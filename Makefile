@@ -2,14 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-lowest lint format wheel constraints clean
+.PHONY: demo app test test-browser test-lowest lint format wheel constraints clean
 
 # A compression proof on the small models in this repository: no download, no GPU.
 demo: .venv/.installed
 	$(BIN)/skipstep compare
 
+# The web UI, on this machine only.
+app: .venv/.installed-app
+	$(BIN)/skipstep-app
+
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# The web UI in a real browser: needs Chromium (Debian: apt-get install chromium).
+test-browser: .venv/.installed-dev
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[browser]"
+	$(BIN)/python -m pytest tests/app -m browser $(PYTEST_ARGS)
 
 # The oldest versions that pyproject.toml allows, torch aside: its old builds are large.
 test-lowest: .typing/skipstep
@@ -51,6 +60,10 @@ clean:
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-app: pyproject.toml constraints.txt .venv/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[app]"
 	touch $@
 
 .venv/.installed-dev: pyproject.toml constraints.txt .venv/.installed

@@ -15,9 +15,7 @@ def calibrate(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", help="The file; else solver-N.json.", show_default=False
-        ),
+        typer.Option("--output", "-o", help="The file; else solver-N.json.", show_default=False),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, max=64, help="Evaluations of the solver.")] = 5,
     guidance: Annotated[

@@ -174,9 +174,9 @@ def test_published_solvers_are_the_fallback_where_no_fit_beats_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With rows stiffly tied to plain Euler nothing fitted can win."""
-    job = Calibration(exact_drive("latent", noise(11, 8)), VP, CONFIG, 8, places=(Place(),))
+    drive = exact_drive("latent", noise(11, 8))
+    job = Calibration(drive, VP, CONFIG, 8, places=(Place(),), ridges=(1e9,))
     monkeypatch.setitem(KERNELS, "vp", (Formula("x0", "lambda", 1),))
-    monkeypatch.setattr("skipstep.samplers.solvers.calibrate.RIDGE", 1e9)
     found = search(job, 5)
     assert found.rows == () and found.table(None) is None
     assert found.measured.calibrated == found.measured.fallback

@@ -48,7 +48,7 @@ def test_the_shipped_solver_is_nearer_than_the_pipelines_own(
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_a_shipped_file_is_under_a_hundred_numbers_and_says_what_it_gained(steps: int) -> None:
-    file = calibrated_solver(steps).file
+    file = calibrated_solver(steps).solver
     assert file.steps == steps and file.numbers < 100
     assert file.measured.calibrated < file.measured.fallback
     assert file.fingerprint["pipeline"] == "ReferencePipeline"

@@ -223,8 +223,8 @@ def test_a_pipeline_is_calibrated_and_restored(
     )
     assert tiny.pipe.scheduler is own
     assert torch.equal(run(tiny, steps=3), plain)
-    assert plugin.file == SolverFile.load(path)
-    assert plugin.file.guidance_range == (2.0, 7.0)
+    assert plugin.solver == SolverFile.load(path)
+    assert plugin.solver.guidance_range == (2.0, 7.0)
     tiny.pipe.enable_plugin("calibrated", file=str(path))
     found = run(tiny, steps=3, guidance_scale=4.0)
     assert torch.isfinite(found).all()
@@ -269,5 +269,7 @@ def test_senseless_calibrations_are_refused(arguments: dict[str, Any], message: 
 
 
 def test_a_missing_file_is_refused_in_words() -> None:
+    with pytest.raises(Incompatible, match="it needs file=..., which skipstep.calibrate_solver"):
+        tiny_pipeline("sd3").pipe.enable_plugin("calibrated")
     with pytest.raises(BadOption, match="there is no such file: make one with skipstep calibrate"):
         tiny_pipeline("sd3").pipe.enable_plugin("calibrated", file="nowhere.json")

@@ -150,6 +150,7 @@ def calibrated(name: str, path: NoisePath, steps: int) -> Any:
         CALIBRATED_ON,
         reference_steps=200,
         histories=(2, 3, 4),
+        ridges=(1e-6, 1e-4, 1e-2),
     )
     return search(job, steps)
 

@@ -63,7 +63,7 @@ def calibrate(
             progress=progress,
             **call,
         )
-    file, measured = plugin.file, plugin.file.measured
+    file, measured = plugin.solver, plugin.solver.measured
     last = file.fallback
     best = f"{last.preset}, {last.spacing}" + (f", shift {last.shift:g}" if last.shift != 1 else "")
     typer.echo(f"{path}: {steps} steps, {file.numbers} numbers")

@@ -4,8 +4,8 @@ nearest to that, judged on noises that no row was fitted on.
 The network is only ever asked through `Drive`, which runs it at a list of times and lets a function
 say where to go: a pipeline does that by running with a scheduler of ours, an exact score by a loop.
 
-Every candidate (spacing x kernel x history) is fitted by `RowFitter` on three quarters of the
-noises. Its score on the rest is
+Every candidate (spacing x kernel x history x ridge) is fitted by `RowFitter` on three quarters of
+the noises. Its score on the rest is
 
   mean e + sqrt(mean e^2) / 4,   e = relative error of a noise, at most 1/2                      (1)
 
@@ -17,6 +17,7 @@ all noises.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,6 @@ Advance = Callable[[int, Tensor, Tensor], Tensor]
 Drive = Callable[[float | None, Sequence[float], Advance], Tensor]
 """Run the network at network times with a guidance scale; return the last x."""
 
-RIDGE = 1e-4
 WORST = 0.5
 SHARE_OF_BIG_MISSES = 0.25
 KERNELS: dict[str, tuple[Formula, ...]] = {
@@ -89,6 +89,7 @@ class Calibration:
     guidance: tuple[float, ...] = ()
     reference_steps: int = 64
     histories: tuple[int, ...] = (3,)
+    ridges: tuple[float, ...] = (1e-4,)
     places: tuple[Place, ...] = ()
     tell: Callable[[int, int, str], None] | None = None
     truth: dict[float | None, DenseTrajectory] = field(default_factory=dict)
@@ -124,11 +125,20 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """Hold one candidate's rows at every scale and its score."""
+class Candidate:
+    """Name what is fitted: `history` values of u at most, near a formula by `ridge`."""
 
     place: Place
-    kernel: Formula
+    formula: Formula
+    history: int
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Hold a candidate's rows at every scale, its score and its error."""
+
+    candidate: Candidate
     nodes: list[float]
     rows: tuple[tuple[tuple[float, ...], ...], ...]
     score: float
@@ -146,7 +156,7 @@ def search(job: Calibration, steps: int, *, seed: int = 0) -> SolverFile:
         raise ValueError(f"steps={steps} is not allowed: must be 2 or more")
     places = job.places or PLACES[job.path.kind]
     kernels = KERNELS[job.path.kind]
-    fits = len(places) * len(kernels) * len(job.histories)
+    fits = len(places) * len(kernels) * len(job.histories) * len(job.ridges)
     rounds = len(job.scales) * (3 + fits + len(places) * len(PUBLISHED))
     done = 0
 
@@ -163,9 +173,9 @@ def search(job: Calibration, steps: int, *, seed: int = 0) -> SolverFile:
     found = []
     for place in places:
         for kernel in kernels:
-            for history in job.histories:
+            for history, ridge in product(job.histories, job.ridges):
                 told(f"{place.spacing} shift {place.shift:g}, {kernel.kernel}")
-                found.append(fitted(job, place, kernel, history, steps))
+                found.append(fitted(job, Candidate(place, kernel, history, ridge), steps))
     published: list[tuple[float, float, Fallback]] = []
     for place in places:
         for preset in PUBLISHED:
@@ -177,16 +187,16 @@ def search(job: Calibration, steps: int, *, seed: int = 0) -> SolverFile:
     told("plain steps")
     plain = judged(job, Fallback(preset="ddim"), steps)
     best = min(found, key=lambda each: each.score)
+    chosen = best.candidate
     score, error, fallback = min(published, key=lambda each: each[0])
     rows: tuple[tuple[tuple[float, ...], ...], ...] = ()
     if best.score < score:
         told("the winner on all noises")
-        history = max(len(row) for row in best.rows[0]) - 1
         everything = torch.ones(job.count, dtype=torch.bool)
-        rows = fitted(job, best.place, best.kernel, history, steps, everything).rows
+        rows = fitted(job, chosen, steps, everything).rows
     return SolverFile(
         path=job.path.kind,
-        kernel=best.kernel.kernel,
+        kernel=chosen.formula.kernel,
         times=tuple(1.0 if s == float("inf") else s / (1 + s) for s in best.nodes),
         guidance=job.guidance,
         guidance_range=guidance_range(job.guidance),
@@ -216,38 +226,33 @@ def guidance_range(scales: Sequence[float]) -> tuple[float, float] | None:
 
 
 def fitted(
-    job: Calibration,
-    place: Place,
-    formula: Formula,
-    history: int,
-    steps: int,
-    fitted_on: Tensor | None = None,
+    job: Calibration, candidate: Candidate, steps: int, fitted_on: Tensor | None = None
 ) -> Fitted:
     """Fit one candidate at every scale; the noises not `fitted_on` ride along without weight.
 
     None is all but the held-out ones.
     """
-    placed = place.nodes(job.path, steps)
+    placed = candidate.place.nodes(job.path, steps)
+    times = [job.path.time(s) for s in placed[:-1]]
     tables, errors = [], []
     for scale in job.scales:
         truth = job.truth[scale]
         fitter = RowFitter(
             job.path,
-            formula,
+            candidate.formula,
             placed,
             [truth.at(s) for s in placed],
-            history,
-            RIDGE,
+            candidate.history,
+            candidate.ridge,
             ~job.held_out if fitted_on is None else fitted_on,
             str(job.config["prediction_type"]),
             job.config.get("sigma_data"),
         )
-        times = [job.path.time(s) for s in placed[:-1]]
         end = job.drive(scale, times, fitter.advance)
         tables.append(tuple(fitter.rows))
         errors.append(errors_of(end, truth.at(0.0))[job.held_out])
     together = torch.cat(errors)
-    return Fitted(place, formula, placed, tuple(tables), score_of(together), float(rms(together)))
+    return Fitted(candidate, placed, tuple(tables), score_of(together), float(rms(together)))
 
 
 def judged(job: Calibration, named: Fallback, steps: int) -> tuple[float, float]:

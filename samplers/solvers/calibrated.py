@@ -18,6 +18,8 @@ from skipstep.samplers.solvers.solver_file import SolverFile
 
 __all__ = ["Calibrated"]
 
+NO_FILE = "it needs file=..., which skipstep.calibrate_solver or `skipstep calibrate` makes"
+
 
 def _file(value: Any) -> Any:
     return SolverFile.load(value) if isinstance(value, str | File) else value
@@ -32,14 +34,28 @@ class Calibrated(SamplerPlugin):
     paper: ClassVar[str] = ""
 
     file: Annotated[
-        SolverFile,
-        BeforeValidator(_file, json_schema_input_type=str | SolverFile),
+        SolverFile | None,
+        BeforeValidator(_file, json_schema_input_type=str | SolverFile | None),
         Field(description="path of a solver file (skipstep calibrate), or the solver itself"),
-    ]
+    ] = None
     outside: Annotated[
         Literal["error", "fallback"],
         Field(description="other steps, guidance or model: refuse, or run the file's fallback"),
     ] = "error"
+
+    @property
+    def solver(self) -> SolverFile:
+        """Return the file's content.
+
+        Raises ValueError if no file was given.
+        """
+        if self.file is None:
+            raise ValueError(NO_FILE)
+        return self.file
+
+    def why_not(self, profile: Any) -> str | None:
+        """Return that a file is missing, or None."""
+        return NO_FILE if self.file is None else None
 
     def build(self, scheduler: Any) -> ExponentialAdamsScheduler:
         """Return the published fallback on the pipeline's path; `for_call` puts the rows in.
@@ -47,9 +63,9 @@ class Calibrated(SamplerPlugin):
         Raises ValueError if the file was made on another kind of path.
         """
         built = self._scheduler(scheduler, None)
-        if built.path.kind != self.file.path:
+        if built.path.kind != self.solver.path:
             raise ValueError(
-                f"the file was made for a {self.file.path} path and this pipeline's scheduler "
+                f"the file was made for a {self.solver.path} path and this pipeline's scheduler "
                 f"({type(scheduler).__name__}) walks a {built.path.kind} path: calibrate on this "
                 "pipeline (skipstep.calibrate_solver)"
             )
@@ -57,7 +73,7 @@ class Calibrated(SamplerPlugin):
 
     def made_for(self) -> dict[str, Any]:
         """Return the fingerprint of what the file was made for."""
-        return dict(self.file.fingerprint)
+        return dict(self.solver.fingerprint)
 
     def for_call(
         self, scheduler: Any, *, steps: int | None, guidance: float | None, unlike: list[str]
@@ -68,23 +84,23 @@ class Calibrated(SamplerPlugin):
         does not serve the call and `outside` is "error".
         """
         problems = list(unlike)
-        if steps is not None and steps != self.file.steps:
-            problems.append(f"steps: made for {self.file.steps}, running {steps}")
-        if not self.file.serves(guidance):
-            low, high = self.file.guidance_range or (0.0, 0.0)
+        if steps is not None and steps != self.solver.steps:
+            problems.append(f"steps: made for {self.solver.steps}, running {steps}")
+        if not self.solver.serves(guidance):
+            low, high = self.solver.guidance_range or (0.0, 0.0)
             problems.append(f"guidance: made for {low:g} to {high:g}, running {guidance:g}")
         if not problems:
-            return self._scheduler(scheduler, self.file.table(guidance))
+            return self._scheduler(scheduler, self.solver.table(guidance))
         if self.outside == "error":
             raise ValueError(
                 f"the solver does not serve this call ({'; '.join(problems)}): pass "
-                f"num_inference_steps={self.file.steps} and a guidance in its range, calibrate "
+                f"num_inference_steps={self.solver.steps} and a guidance in its range, calibrate "
                 "anew, or set outside='fallback'"
             )
         return self._scheduler(scheduler, None)
 
     def _scheduler(self, scheduler: Any, table: Any) -> ExponentialAdamsScheduler:
-        fallback = self.file.fallback
+        fallback = self.solver.fallback
         config = path_config(scheduler)
         if config.get("use_flow_sigmas"):
             config |= {"shift": fallback.shift, "use_dynamic_shifting": False}

@@ -174,9 +174,9 @@ def test_published_solvers_are_the_fallback_where_no_fit_beats_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With rows stiffly tied to plain Euler nothing fitted can win."""
-    job = Calibration(exact_drive("latent", noise(11, 8)), VP, CONFIG, 8, places=(Place(),))
+    drive = exact_drive("latent", noise(11, 8))
+    job = Calibration(drive, VP, CONFIG, 8, places=(Place(),), ridges=(1e9,))
     monkeypatch.setitem(KERNELS, "vp", (Formula("x0", "lambda", 1),))
-    monkeypatch.setattr("skipstep.samplers.solvers.calibrate.RIDGE", 1e9)
     found = search(job, 5)
     assert found.rows == () and found.table(None) is None
     assert found.measured.calibrated == found.measured.fallback
@@ -223,8 +223,8 @@ def test_a_pipeline_is_calibrated_and_restored(
     )
     assert tiny.pipe.scheduler is own
     assert torch.equal(run(tiny, steps=3), plain)
-    assert plugin.file == SolverFile.load(path)
-    assert plugin.file.guidance_range == (2.0, 7.0)
+    assert plugin.solver == SolverFile.load(path)
+    assert plugin.solver.guidance_range == (2.0, 7.0)
     tiny.pipe.enable_plugin("calibrated", file=str(path))
     found = run(tiny, steps=3, guidance_scale=4.0)
     assert torch.isfinite(found).all()
@@ -269,5 +269,7 @@ def test_senseless_calibrations_are_refused(arguments: dict[str, Any], message: 
 
 
 def test_a_missing_file_is_refused_in_words() -> None:
+    with pytest.raises(Incompatible, match="it needs file=..., which skipstep.calibrate_solver"):
+        tiny_pipeline("sd3").pipe.enable_plugin("calibrated")
     with pytest.raises(BadOption, match="there is no such file: make one with skipstep calibrate"):
         tiny_pipeline("sd3").pipe.enable_plugin("calibrated", file="nowhere.json")

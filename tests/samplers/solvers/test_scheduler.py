@@ -23,6 +23,7 @@ STABLE_DIFFUSION: dict[str, Any] = {
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction"}
 EDM: dict[str, Any] = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0}
 PATHS: dict[str, dict[str, Any]] = {"vp": STABLE_DIFFUSION, "flow": FLOW, "edm": EDM}
+IN_SHORT = {("flow", "exact2"), ("vp", "unipc"), ("edm", "ab2")}
 SPACINGS = ["time", "karras", "exponential", "beta", "log_shift"]
 
 
@@ -170,8 +171,14 @@ def test_senseless_steps_are_refused_in_words(arguments: Any, message: str) -> N
 # Exact scores.
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("preset", ["unipc", "exact2", "ab2"])
+@pytest.mark.parametrize(
+    ("path", "preset"),
+    [
+        pytest.param(path, preset, marks=[] if (path, preset) in IN_SHORT else pytest.mark.slow)
+        for path in PATHS
+        for preset in ("unipc", "exact2", "ab2")
+    ],
+)
 def test_fifty_steps_reach_the_exact_solution_on_every_path(path: str, preset: str) -> None:
     target = mixture("latent")
     scheduler = made(50, **PATHS[path], preset=preset, spacing="log_shift")
@@ -266,7 +273,7 @@ def test_half_precision_in_is_half_precision_out() -> None:
     torch.testing.assert_close(x.float(), wide, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl", "wan"])
+@pytest.mark.parametrize("family", ["flux", "sdxl", pytest.param("wan", marks=pytest.mark.slow)])
 def test_pipelines_run_with_it_as_their_own_scheduler(family: str) -> None:
     tiny = tiny_pipeline(family)
     config = dict(tiny.pipe.scheduler.config)

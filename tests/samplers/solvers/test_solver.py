@@ -11,7 +11,10 @@ from skipstep.samplers.solvers.solver import Solver, path_config
 from skipstep.testing import run, tiny_pipeline
 
 
-@pytest.mark.parametrize("family", ["flux", "sd3", "sdxl", "cogvideox", "pixart"])
+@pytest.mark.parametrize(
+    "family",
+    ["flux", "sdxl", "pixart", *(pytest.param(f, marks=pytest.mark.slow) for f in ("sd3", "wan"))],
+)
 def test_it_runs_and_leaves_no_trace(family: str) -> None:
     tiny = tiny_pipeline(family)
     own, plain = tiny.pipe.scheduler, run(tiny)

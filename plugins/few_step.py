@@ -32,7 +32,7 @@ from skipstep.samplers.distill.student import JSON, TENSORS, Student
 __all__ = ["SHIPPED", "FewStep", "products", "student_folder"]
 
 # Students of the reference model come with the package.
-SHIPPED = ("reference-4",)
+SHIPPED = ("reference-4", "reference-2")
 
 
 def student_folder(weights: str) -> Path:

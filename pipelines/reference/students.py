@@ -4,8 +4,9 @@ Run: python -m skipstep.pipelines.reference.students       (needs the pictures i
 
 The 256 evaluation prompts, seed = prompt number, scores as in evaluate.py. The teacher takes 28
 steps at guidance 3, which is 56 network evaluations a picture; beside the students it also takes
-their own numbers of steps. Writes `docs/reference/students.json` and `students.png`, and the
-figures into each student's `few_step.json`.
+their own numbers of steps. `--arms` measures some and keeps the figures of the others. Writes
+`docs/reference/students.json` and `students.png`, and each student's figures into its
+`few_step.json`.
 """
 
 import argparse
@@ -49,6 +50,7 @@ ARMS: dict[str, tuple[str | None, int, int]] = {
     "teacher, 4 steps": (None, 4, 8),
     "teacher, 2 steps": (None, 2, 4),
     "student, 4 steps": ("reference-4", 4, 4),
+    "student, 2 steps": ("reference-2", 2, 2),
 }
 
 
@@ -122,26 +124,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--output", type=Path, default=Path("docs/reference"))
-    parser.add_argument("--only", choices=list(ARMS), help="make this arm's pictures and stop")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     pipe = load_reference()
     texts = [prompt["prompt"] for prompt in load_prompts()]
-    arms = [arguments.only] if arguments.only else list(ARMS)
+    arms: list[str] = arguments.arms
     folders = {arm: arguments.cache / "students" / arm.replace(", ", "-") for arm in arms}
     pictures = {arm: make(pipe, arm, texts, folders[arm]) for arm in arms}
-    if arguments.only:
-        return
     found = measure_arms(pictures, arguments.cache)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    report = json.dumps({"prompts": len(texts), "arms": found}, indent=1) + "\n"
-    (arguments.output / "students.json").write_text(report, encoding="utf-8")
-    for arm, (student, _, _) in ARMS.items():
+    kept = arguments.output / "students.json"
+    before = json.loads(kept.read_text(encoding="utf-8"))["arms"] if kept.exists() else {}
+    report = json.dumps({"prompts": len(texts), "arms": {**before, **found}}, indent=1) + "\n"
+    kept.write_text(report, encoding="utf-8")
+    for arm in arms:
+        student = ARMS[arm][0]
         if student is not None:
             file = student_folder(student) / JSON
             content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            content["measured"] = {arm: found[arm], "teacher": found["teacher, 28 steps"]}
+            content["measured"] = found[arm]
             file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw_students(pipe, arms).save(arguments.output / "students.png", optimize=True)
     LOGGER.info("%s", report)

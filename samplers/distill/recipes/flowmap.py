@@ -97,7 +97,7 @@ class Shortcut(Distiller):
         quarter = len(x_0) // 4
         t = now.uniform(len(x_0) - quarter).to(x_0)
         plain = {name: value[quarter:] for name, value in now.batch.condition.items()}
-        x_t = torch.lerp(x_0[quarter:], x_1[quarter:], as_rows(t, x_0))
+        x_t = torch.lerp(x_0[quarter:], x_1[quarter:], as_rows(t, x_0[quarter:]))
         with torch.no_grad():
             v = (x_1 - x_0)[quarter:]
             if not self.from_data:

@@ -135,7 +135,7 @@ def text_agreement(images: Tensor, texts: list[str]) -> dict[str, float]:
 
 def nearest_real(
     features: Float[Tensor, "b c"], prompts: list[EvaluationPrompt], styles: dict[str, Pictures]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return how near samples on white are to real pictures on white, see the module docstring."""
     rows = [row for row, prompt in enumerate(prompts) if prompt["background"] is None]
     real, coarse, labels = [], [], []
@@ -163,7 +163,7 @@ def nearest_real(
         "pictures_held_out": int(held.sum()),
         "library": len(library),
         "right_name_trained_pairs": float(named[~held].mean()),
-        "right_name_held_out_pairs": float(named[held].mean()),
+        "right_name_held_out_pairs": float(named[held].mean()) if held.any() else None,
         "right_style": float(styled.mean()),
         "copies_of_training_pictures": copies.float().mean().item(),
     }

@@ -134,7 +134,7 @@ def test_block_sparse_is_the_method_of_that_name(name: str) -> None:
     assert default.resolve() is default
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(METHODS)),
     grid=st.tuples(st.integers(2, 4), st.integers(1, 9), st.integers(2, 9)),

@@ -3,7 +3,8 @@
 Run: python -m skipstep.pipelines.reference.solvers      writes `solver-5.json` and `solver-8.json`
                                                           (two minutes of one core)
 
-Sixteen evaluation prompts and noises, guidance 3; the files serve guidance 1.5 to 5.25.
+Sixteen evaluation prompts and noises, guidance 3; the files serve guidance 1.5 to 5.25. The files
+in this folder were made before the winner was fitted once more on all noises.
 """
 
 import argparse

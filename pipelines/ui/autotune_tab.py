@@ -12,7 +12,7 @@ from skipstep.pipelines.tuning import Tuning
 from skipstep.pipelines.ui.controls import recipe_words
 from skipstep.pipelines.ui.limits import Limits, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
-from skipstep.pipelines.ui.page import QUEUE, Page, private
+from skipstep.pipelines.ui.page import Page, private, stoppable
 from skipstep.pipelines.ui.scatter import Point, scatter
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.studio import Studio
@@ -179,7 +179,7 @@ class AutotuneTab:
             [model, target, value, prompts, steps, trials, minutes],
             [status, words, drawn, line, take],
             show_progress="hidden",
-            **private(**QUEUE),
+            **stoppable(),
         )
         stop.click(lambda: "", None, [status], cancels=[run], **private(queue=False))
         take.click(page.handled(use), [line], recipe, **private(queue=False))

@@ -18,7 +18,7 @@ from skipstep.pipelines.comparison import Comparison
 from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.ui.limits import Limits, read_arms_text, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
-from skipstep.pipelines.ui.page import QUEUE, Page, private
+from skipstep.pipelines.ui.page import Page, private, stoppable
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.studio import Studio, call_beside_prompt
 from skipstep.pipelines.ui.watching import watched
@@ -137,7 +137,7 @@ class CompareTab:
             [model, self.prompts, self.recipes, self.steps, self.seed],
             outputs,
             show_progress="hidden",
-            **private(**QUEUE),
+            **stoppable(),
         )
         stop.click(lambda: "", None, [status], cancels=[run], **private(queue=False))
 

@@ -12,7 +12,7 @@ from skipstep.pipelines.ui import fragments
 from skipstep.pipelines.ui.album import read_picture_settings
 from skipstep.pipelines.ui.figures import figures_of, verdict_of
 from skipstep.pipelines.ui.limits import read_settings
-from skipstep.pipelines.ui.page import QUEUE, Page, private
+from skipstep.pipelines.ui.page import QUEUE, Page, private, stoppable
 from skipstep.pipelines.ui.presets import CUSTOM, presets_of
 from skipstep.pipelines.ui.recipe_box import RecipeBox
 from skipstep.pipelines.ui.streams import Tell, Waiting, stream
@@ -156,7 +156,7 @@ class CreateTab:
             [*self.form, self.kept],
             [*shown, *buttons, self.gallery, self.kept],
             show_progress="hidden",
-            **private(**QUEUE),
+            **stoppable(),
         )
         # A run that failed leaves the page as one that was stopped.
         run.failure(self.rest, None, [self.live, *buttons], **private(queue=False))

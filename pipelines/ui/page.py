@@ -19,13 +19,22 @@ from skipstep.pipelines.ui.limits import Limits
 from skipstep.pipelines.ui.studio import Studio
 from skipstep.plugins.errors import PluginError
 
-__all__ = ["QUEUE", "Page", "private"]
+__all__ = ["QUEUE", "Page", "private", "stoppable"]
 
 logger = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 600
 QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Events that run the model wait in one line."""
+
+
+def stoppable() -> dict[str, Any]:
+    """Return the settings of a run with a Stop button.
+
+    gradio's page takes a cancelled run for one that goes on, and in its default mode would ignore
+    the next click.
+    """
+    return private(**QUEUE, trigger_mode="multiple")
 
 
 def private(**more: Any) -> dict[str, Any]:

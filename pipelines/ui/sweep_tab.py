@@ -6,7 +6,7 @@ from typing import Any
 
 from skipstep.pipelines.pictures import data_uri
 from skipstep.pipelines.ui.long_runs import Part, Result, Step, progress_line
-from skipstep.pipelines.ui.page import QUEUE, Page, private
+from skipstep.pipelines.ui.page import Page, private, stoppable
 from skipstep.pipelines.ui.recipe_box import working
 from skipstep.pipelines.ui.scatter import Point, scatter
 from skipstep.pipelines.ui.sweeps import Cell, run_sweep
@@ -106,7 +106,7 @@ class SweepTab:
             fields,
             [status, drawn, pictures],
             show_progress="hidden",
-            **private(**QUEUE),
+            **stoppable(),
         )
         stop.click(lambda: "", None, [status], cancels=[run], **private(queue=False))
 

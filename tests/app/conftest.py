@@ -1,5 +1,6 @@
 """The reference model and the page that serves it, once for all tests of the page."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ def ask(url: str) -> Callable[..., str]:
 
     def call(endpoint: str, *given: Any) -> str:
         address = f"{url}gradio_api/call/{endpoint}"
-        begun = httpx.post(address, json={"data": list(given)}, timeout=None)
+        # json.dumps writes NaN and infinity, which httpx would refuse to send.
+        content = json.dumps({"data": list(given)})
+        headers = {"content-type": "application/json"}
+        begun = httpx.post(address, content=content, headers=headers, timeout=None)
         if begun.status_code != 200:
             return f"{begun.status_code} {begun.text}"
         event = begun.json()["event_id"]

@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis
 import jaxtyping
 import pytest
+import torch
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Before anything imports Hugging Face's libraries, which read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+# Before triton is imported, by whomever: without a GPU, kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # mypy takes an int for a float (the numeric tower of PEP 484); beartype does when it is told.
 check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -56,8 +60,6 @@ class RootIsNoTestPackage:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the rule above and give torch one thread: tiny networks lose time with more."""
-    import torch
-
     config.pluginmanager.register(RootIsNoTestPackage())
     torch.set_num_threads(1)
 

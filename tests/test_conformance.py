@@ -75,10 +75,10 @@ def load(name: str) -> type[Any]:
 
 
 def presets_and_families() -> list[Any]:
-    """List all pairs as parameters; every other one is slow."""
+    """List all pairs as parameters; three of four are slow."""
     pairs = [(i + j, name, f) for i, name in enumerate(PRESETS) for j, f in enumerate(CHECKED_ON)]
     return [
-        pytest.param(name, family, marks=[pytest.mark.slow] if number % 2 else [])
+        pytest.param(name, family, marks=[pytest.mark.slow] if number % 4 else [])
         for number, name, family in pairs
     ]
 

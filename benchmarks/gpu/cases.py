@@ -18,6 +18,7 @@ from skipstep.kernels.block_scores import antidiagonal_scores, sampled_scores
 from skipstep.kernels.block_sparse_attention import block_sparse_attention
 from skipstep.kernels.delta import delta_correct
 from skipstep.kernels.glu import geglu, swiglu
+from skipstep.kernels.gs_raster import rasterize_gaussians
 from skipstep.kernels.kmeans import kmeans
 from skipstep.kernels.norm_modulate import gate_residual_norm_modulate, layernorm_modulate
 from skipstep.kernels.permute import gather_tokens
@@ -191,6 +192,31 @@ def with_angles(device: torch.device, tiny: bool) -> Inputs:
     return q, k, *weights, angle.cos(), angle.sin()
 
 
+def splats(device: torch.device, tiny: bool) -> Inputs:
+    """Draw pixel means, conics, depths, opacities, features of one view, and its empty canvas."""
+    n, side = (40, 24) if tiny else (100_000, 512)
+    shape = [uniform(device, 1, n, seed=seed) for seed in range(5)]
+    a, c = 0.02 + 0.3 * shape[0], 0.02 + 0.3 * shape[1]
+    conics = torch.stack([a, (1.6 * shape[2] - 0.8) * (a * c).sqrt(), c], -1)
+    means = side * uniform(device, 1, n, 2, seed=5)
+    features = draw(device, FP32, 1, n, 3, seed=6)
+    return means, conics, 1 + shape[3], shape[4], features, torch.zeros(side, side, device=device)
+
+
+def splatted(*inputs: Tensor, backend: str | None = None) -> Outputs:
+    """Render, and return the gradients of a loss that weighs every pixel differently, too."""
+    *values, canvas = inputs
+    leaves = [value.detach().requires_grad_() for value in values]
+    height, width = canvas.shape
+    image, alpha = rasterize_gaussians(
+        *leaves, width=width, height=height, background=leaves[4].new_zeros(3), backend=backend
+    )
+    weights = torch.linspace(-1, 1, image.numel(), dtype=image.dtype, device=image.device)
+    torch.autograd.backward((image * weights.reshape(image.shape)).sum() + alpha.sum())
+    gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+    return [image.detach(), alpha.detach(), *gradients]
+
+
 CASES: list[Case] = [
     *(
         Case("block_sparse_attention", label, attention_inputs(*shape), sparse, tolerance)
@@ -307,6 +333,7 @@ CASES: list[Case] = [
         ],
         4e-3,
     ),
+    Case("gs_raster", "forward_and_backward", splats, splatted, 1e-4),
     Case(
         "delta",
         "stride_64",

@@ -22,7 +22,7 @@ SWEEP: dict[str, Any] = {
     "option": "interval",
     "values": "1, 2",
     "prompts": "a sun",
-    "steps": 4,
+    "steps": 8,
     "seed": 0,
 }
 COMPARE: dict[str, Any] = {
@@ -70,18 +70,14 @@ def test_old_reports_go(studio: Studio, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_sweep_shows_every_cell_as_it_comes(studio: Studio) -> None:
     events = list(run_sweep(studio, Limits(), **SWEEP))
     parts = [event.value for event in events if isinstance(event, Part)]
-    assert [cell.name for cell in parts] == [
-        "interval 1",
-        "interval 2",
-        "2 plain steps",
-        "3 plain steps",
-    ]
+    plain = [f"{steps} plain steps" for steps in (3, 4, 5, 6)]
+    assert [cell.name for cell in parts] == ["interval 1", "interval 2", *plain]
     assert events[-1].value == parts
     one, two = parts[:2]
     assert one.outcome.work == 1 and one.outcome.psnr == 100 and two.outcome.work < 1
     assert (one.picture != two.picture).any()
-    assert sheet(parts).count("<figure>") == 4
-    assert chart(parts).count("<circle") == 4
+    assert sheet(parts).count("<figure>") == 6
+    assert chart(parts).count("<circle") == 6
 
 
 def test_two_options_make_a_grid(studio: Studio) -> None:

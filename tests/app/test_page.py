@@ -28,7 +28,7 @@ ENDPOINTS = {
     "/read_picture",
 }
 QUICK: dict[str, Any] = {"size": "64", "steps": 4, "seed": 3}
-EVERY_OTHER = "fora:final_steps=0,interval=2,warmup_steps=1"
+EVERY_OTHER = "fora:interval=2,warmup_steps=1"
 
 
 def test_it_has_its_tabs_and_sends_no_statistics(page: Any) -> None:

@@ -18,7 +18,7 @@ from skipstep.testing import tiny_pipeline
 
 MakeRow = Callable[..., Row]
 MakePair = Callable[..., Pair]
-EVERY_OTHER = "fora:final_steps=0,interval=2,warmup_steps=1"
+EVERY_OTHER = "fora:interval=2,warmup_steps=1"
 
 
 def test_both_pictures_start_from_the_same_noise(make_pair: MakePair) -> None:

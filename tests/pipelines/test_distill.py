@@ -42,7 +42,7 @@ def test_a_job_becomes_a_student_that_runs(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_shipped_job_is_readable() -> None:
     package = Path(__file__).resolve().parents[2]
-    job = read_job(package / "pipelines" / "reference" / "recipes" / "trajectory-4.yaml")
+    job = read_job(package / "pipelines" / "reference" / "students" / "trajectory-4.yaml")
     assert job.distiller().nodes(4) == (1.0, 0.75, 0.5, 0.25, 0.0)
 
 

@@ -142,7 +142,7 @@ def test_a_cache_serves_the_student_in_either_order(first: str, tmp_path: Path) 
     tiny.pipe.disable_plugins()
     plugins: dict[str, dict[str, Any]] = {
         "few_step": {"weights": weights},
-        "fora": {"interval": 2},
+        "fora": {"interval": 2, "warmup_steps": 1},
     }
     for name in sorted(plugins, key=lambda each: each != first):
         tiny.pipe.enable_plugin(name, **plugins[name])

@@ -70,14 +70,14 @@ def test_old_reports_go(studio: Studio, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_sweep_shows_every_cell_as_it_comes(studio: Studio) -> None:
     events = list(run_sweep(studio, Limits(), **SWEEP))
     parts = [event.value for event in events if isinstance(event, Part)]
-    plain = [f"{steps} plain steps" for steps in (3, 4, 6)]
+    plain = [f"{steps} plain steps" for steps in (3, 4, 6, 7)]
     assert [cell.name for cell in parts] == ["interval 1", "interval 2", *plain]
     assert events[-1].value == parts
     one, two = parts[:2]
     assert one.outcome.work == 1 and one.outcome.psnr == 100 and two.outcome.work < 1
     assert (one.picture != two.picture).any()
-    assert sheet(parts).count("<figure>") == 5
-    assert chart(parts).count("<circle") == 5
+    assert sheet(parts).count("<figure>") == 6
+    assert chart(parts).count("<circle") == 6
 
 
 def test_two_options_make_a_grid(studio: Studio) -> None:

@@ -38,7 +38,7 @@ class SpeCa(CachePlugin):
     warmup_steps: WarmupSteps = 4
     final_steps: FinalSteps = 0
     max_skips: MaxSkips = 8
-    threshold: Tolerance = 0.3
+    threshold: Tolerance = 0.1
     decay: Decay = 0.3
     floor: Floor = 0.01
     order: Annotated[

@@ -49,7 +49,7 @@ class SpeCaGate(VerifyingGate[SpeCaState]):
     looks_at: ClassVar[LooksAt] = "step"
 
     type: Annotated[Literal["speca"], Field(description="Tag of this gate.")] = "speca"
-    threshold: Tolerance = 0.3
+    threshold: Tolerance = 0.1
     decay: Decay = 0.3
     floor: Floor = 0.01
 

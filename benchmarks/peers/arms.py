@@ -122,7 +122,8 @@ CACHE_DIT = (
 DIFFUSERS_QUICK = (
     *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.5,), m=(2, 4)),
     "taylorseer:interval=3,order=1",
-    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(3, 5)),
+    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(2, 3, 4, 5)),
+    "seacache:threshold=0.25,most=2",
     "first_block:threshold=0.12",
     "magcache:threshold=0.24",
     "pab:spatial=2,cross=4",
@@ -130,11 +131,12 @@ DIFFUSERS_QUICK = (
 )
 DIFFUSERS = (
     *DIFFUSERS_QUICK,
-    *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.15, 0.25, 0.35, 0.7), m=(2, 4)),
+    *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.15, 0.35, 0.7), m=(2, 4)),
+    "seacache:threshold=0.25,most=4",
     *grid("seacache:threshold=%(t)s,most=%(m)s", t=(1.0, 1.5), m=(4, 6)),
     *grid("taylorseer:interval=%(n)s,order=1", n=(2, 4, 5)),
     *grid("taylorseer:interval=%(n)s,order=2", n=(2, 3, 4, 5)),
-    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(2, 4, 6)),
+    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(6,)),
     *grid("taylorseer:interval=%(n)s,order=2,is_lite=true", n=(2, 3, 4, 5, 6)),
     *grid("first_block:threshold=%(t)s", t=(0.05, 0.08, 0.18, 0.25, 0.35)),
     *grid("magcache:threshold=%(t)s,most=%(m)s", t=(0.06, 0.12, 0.5), m=(3, 5)),
@@ -166,6 +168,6 @@ PEERS = {
             *grid("steps:share=%(s)s", s=SHARES),
             *grid(SOLVED, s=(0.67, 0.5, 0.36), p=("unipc", "dpm++2m")),
         ),
-        grid("steps:share=%(s)s", s=SHARES[1::2]),
+        (*grid("steps:share=%(s)s", s=SHARES[1::2]), *grid(SOLVED, s=(0.5, 0.36), p=("unipc",))),
     ),
 }

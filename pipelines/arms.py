@@ -5,10 +5,14 @@ is matched by an uncached run of s' steps, s' = s c rounded to the nearest integ
 thing anyone would try instead of a cache, so a cache that does not beat it has no use.
 """
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from skipstep.plugins import options, recipe
 from skipstep.plugins.errors import PluginError
@@ -17,6 +21,7 @@ __all__ = ["BASELINE", "Arm", "equal_cost_steps", "fewer_steps_arm", "read_arms"
 
 BASELINE = "uncached"
 MIN_STEPS = 2
+BARE = re.compile(r"[A-Za-z][\w./+-]*")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,22 @@ def spec(plugin: Any) -> str:
     changed = described.get("options") or {}
     if not changed:
         return str(described["name"])
-    return f"{described['name']}:{','.join(f'{key}={value}' for key, value in changed.items())}"
+    # JSON is YAML that fits into a line, which is how parse_spec reads a value.
+    values = (f"{key}={written(value)}" for key, value in changed.items())
+    return f"{described['name']}:{','.join(values)}"
+
+
+def written(value: Any) -> str:
+    """Write an option's value as `parse_spec` reads it; plain text stays bare.
+
+    >>> written(None), written(True), written("output"), written("8"), written({"order": 2})
+    ('null', 'true', 'output', '"8"', '{"order": 2}')
+    """
+    if isinstance(value, str) and BARE.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    # An escaped quote would end the text for whoever splits at commas outside of quotes.
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"\\.", lambda pair: r"\u0022" if pair[0] == r"\"" else pair[0], text)
 
 
 def read_arms(arms: Any, steps: int) -> list[Arm]:

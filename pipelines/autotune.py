@@ -1,7 +1,8 @@
 """A target instead of a knob: find, prove and enable the recipe that meets it.
 
 1. The calibration prompts run once, instrumented, for planned schedules (plan.py).
-2. Trials: arms (tune_arms.py) run on the calibration prompts. The first are one of each sort; then
+2. Trials: arms (tune_arms.py) run on the calibration prompts. The first are proposed by what other
+   tunings measured (tune_ranker.py): those that come with skipstep, and those in the store. Then
    optuna's multi-objective TPE proposes, minimising (work, feature distance).
 3. Of the arms that meet the target the best is judged on prompts that no trial saw, beside fewer
    plain steps of the same work; one that fails there gives way to the next, a few times.
@@ -24,25 +25,37 @@ from typing import Any
 
 import torch
 
-from skipstep.pipelines.compare import OURS, bare, silent
+from skipstep.pipelines.compare import bare, silent
 from skipstep.pipelines.plan import Trajectories, instrument
 from skipstep.pipelines.progress import Progress, progress_bar
 from skipstep.pipelines.trial import Outcome, Trier
 from skipstep.pipelines.tune_arms import FEWEST, ArmSpace, describe
+from skipstep.pipelines.tune_ranker import (
+    Outlook,
+    Ranker,
+    Seen,
+    Task,
+    describe_task,
+    shipped_tasks,
+)
+from skipstep.pipelines.tune_request import check, read_target, split_prompts
+from skipstep.pipelines.tune_solvers import Solvers
 from skipstep.pipelines.tuning import Target, Trial, Tuning
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.fingerprint import bound_call, fingerprint, of_the_call
-from skipstep.plugins.spelling import did_you_mean
 
 __all__ = ["autotune"]
 
 logger = logging.getLogger(__name__)
 
-TARGETS = ("target_speedup", "max_feature_distance", "min_psnr")
 MISSING = 'autotune needs optuna: pip install "skipstep[tune]"'
 HELD_OUT_SEED = 10_000
 SECOND_CHANCES = 2
 SLACK = 0.05
+# Raised when arms are added, because a study's choices cannot change.
+ARMS = 2
+# So many trials the ranker proposes before TPE has enough to go on.
+RANKED = 16
 IN_VAIN = 30
 """So many proposals in a row that were tried before, or failed, end the search."""
 
@@ -83,7 +96,8 @@ def autotune(
     Raises PluginError for unusable arguments and where optuna is not installed.
     """
     target = read_target(target_speedup, max_feature_distance, min_psnr)
-    check(pipe, steps, trials, budget_minutes, call)
+    own = [each for each in inspect.signature(autotune).parameters if each not in ("pipe", "call")]
+    check(pipe, own, steps, trials, budget_minutes, call)
     tuned_on, judged_on = split_prompts(pipe, prompts, held_out)
     job = Job(pipe, tuned_on, judged_on, steps, seed, call, target)
     started = time.monotonic()
@@ -100,92 +114,6 @@ def autotune(
     return tuning
 
 
-def read_target(
-    target_speedup: float | None, max_feature_distance: float | None, min_psnr: float | None
-) -> Target:
-    """Return the one target that was given."""
-    values = (target_speedup, max_feature_distance, min_psnr)
-    given = [(n, v) for n, v in zip(TARGETS, values, strict=True) if v is not None]
-    if len(given) != 1:
-        raise PluginError(
-            f"autotune: {len(given)} targets given: give one of {', '.join(TARGETS)}, "
-            "for example target_speedup=2.0"
-        )
-    name, value = given[0]
-    lowest = 1.0 if name == "target_speedup" else 0.0
-    if not lowest < value < float("inf"):
-        raise PluginError(f"autotune: {name}={value} is not allowed: must be above {lowest:g}")
-    return Target(name, float(value))
-
-
-def check(
-    pipe: Any, steps: int, trials: int, budget_minutes: float | None, call: dict[str, Any]
-) -> None:
-    """Raise PluginError for what cannot be tuned."""
-    if steps <= FEWEST:
-        raise PluginError(f"autotune: steps={steps} is not allowed: must be above {FEWEST}")
-    if trials < 1:
-        raise PluginError(f"autotune: trials={trials} is not allowed: must be 1 or more")
-    if budget_minutes is not None and not budget_minutes > 0:
-        raise PluginError(f"autotune: budget_minutes={budget_minutes} is not allowed: above 0")
-    # A subclass may pass keywords on, so its bases are asked too.
-    known = {
-        parameter.name
-        for cls in type(pipe).__mro__
-        for parameter in inspect.signature(cls.__call__).parameters.values()
-        if "__call__" in vars(cls) and parameter.kind is not parameter.VAR_KEYWORD
-    }
-    own = [each for each in inspect.signature(autotune).parameters if each not in ("pipe", "call")]
-    for name in call:
-        if name not in known:
-            raise PluginError(
-                f"autotune: unknown option {name!r}{did_you_mean(name, [*own, *known])} "
-                f"Options: {', '.join(own)}, and those of {type(pipe).__name__}"
-            )
-    for name in OURS:
-        if name in call:
-            raise PluginError(
-                f"autotune: {name} cannot be passed on, autotune sets it itself "
-                "(use prompts, held_out, steps or seed)"
-            )
-
-
-def split_prompts(
-    pipe: Any, prompts: Sequence[Any] | None, held_out: Sequence[Any] | None
-) -> tuple[list[Any], list[Any]]:
-    """Return the prompts to tune on and those to judge on; none is in both."""
-    if prompts is None:
-        from skipstep.pipelines.reference.load import ReferencePipeline
-        from skipstep.pipelines.reference.prompts import load_prompts
-
-        if not isinstance(pipe, ReferencePipeline):
-            raise PluginError(
-                "autotune: no prompts given, and only the reference model has some built in: give "
-                "a dozen of the sort that you use"
-            )
-        known: list[Any] = [each["prompt"] for each in load_prompts()]
-        tuned = known[:: len(known) // 8][:8]
-        return tuned, list(held_out or known[5 :: len(known) // 16][:16])
-    given = [prompts] if isinstance(prompts, str) else list(prompts)
-    if held_out is None:
-        kept = max(1, len(given) // 3)
-        given, judged = given[:-kept], given[-kept:]
-    else:
-        judged = list(held_out)
-    if not given or not judged:
-        raise PluginError(
-            "autotune: at least one prompt to tune on and another to judge on are needed: give "
-            "two or more, better a dozen"
-        )
-    both = [each for each in judged if each in given]
-    if both:
-        raise PluginError(
-            f"autotune: {both[0]!r} is to be tuned on and held out: keep the two apart, or the "
-            "judgement flatters"
-        )
-    return given, judged
-
-
 @dataclass
 class Job:
     """One tuning: what it is of, and its steps from the first run to the verdict."""
@@ -197,6 +125,7 @@ class Job:
     seed: int
     call: dict[str, Any]
     target: Target
+    use_others: bool = True
 
     def run(
         self,
@@ -207,14 +136,24 @@ class Job:
     ) -> Tuning:
         """Try, choose and judge."""
         study = self.open_study(store)
-        space = ArmSpace.of(self.pipe, self.trajectories(study, progress))
-        if not study.trials:
-            asked = 1 / self.target.value if self.target.name == "target_speedup" else None
-            for params in space.first(asked):
+        solvers = Solvers(
+            self.pipe,
+            self.prompts,
+            self.steps,
+            self.seed,
+            self.call,
+            kept=study.user_attrs.get("solvers", {}),
+            keep=lambda files: study.set_user_attr("solvers", files),
+        )
+        space = ArmSpace.of(self.pipe, self.trajectories(study, progress), solvers)
+        study.set_user_attr("features", describe_task(self.pipe, space.found, self.whole_call))
+        ranker = Ranker(self.others(study), study.user_attrs["features"])
+        if not study.trials and not ranker.tasks:
+            for params in space.first(self.most_work):
                 study.enqueue_trial(params)
         seeds = range(self.seed, self.seed + len(self.prompts))
         trier = Trier(self.pipe, self.prompts, seeds, self.steps, self.call)
-        self.try_arms(study, space, trier, trials, deadline, progress)
+        self.try_arms(study, space, ranker, trier, trials, deadline, progress)
         found = finished(study)
         if not found:
             failed = [t.user_attrs.get("error") for t in study.trials if "error" in t.user_attrs]
@@ -223,6 +162,24 @@ class Job:
                 + (str(failed[0]) if failed else "give more minutes or more trials")
             )
         return self.judge(space, found)
+
+    @property
+    def most_work(self) -> float | None:
+        """Return the share of the work that a wanted speed-up leaves, None for another target."""
+        return 1 / self.target.value if self.target.name == "target_speedup" else None
+
+    @property
+    def whole_call(self) -> dict[str, Any]:
+        """Return the call with the pipeline's own defaults."""
+        return bound_call(self.pipe, self.call)
+
+    def others(self, study: Any) -> list[Task]:
+        """Return what other tunings measured, as far as it is anyone's to know: those shipped, and
+        those in the store.
+        """
+        if not self.use_others:
+            return []
+        return [*shipped_tasks(), *stored_tasks(study)]
 
     def open_study(self, store: str | Path | None) -> Any:
         """Open this job's study in the store; what an interrupted run left open is queued again."""
@@ -238,6 +195,7 @@ class Job:
             "seed": self.seed,
             "call": {name: repr(value) for name, value in sorted(self.call.items())},
             "target": asdict(self.target),
+            "arms": ARMS,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         storage = None
@@ -292,6 +250,7 @@ class Job:
         self,
         study: Any,
         space: ArmSpace,
+        ranker: Ranker,
         trier: Trier,
         most: int,
         deadline: float | None,
@@ -299,17 +258,27 @@ class Job:
     ) -> None:
         """Run trials until there are `most` or the time is up."""
         longest, in_vain = 0.0, 0
-        while (done := len(finished(study))) < most and in_vain < IN_VAIN:
+        outlook = Outlook(space)
+        grid = [outlook.seen(params) for params in space.grid()] if ranker.tasks else []
+        while (done := len(found := finished(study))) < most and in_vain < IN_VAIN:
             if deadline is not None and time.monotonic() + longest > deadline and done:
                 return
             started = time.monotonic()
+            if grid and len(study.trials) < RANKED:
+                known = [outlook.seen(t.params, t.outcome.work, t.outcome.distance) for t in found]
+                failed = [t.user_attrs.get("params") for t in study.trials]
+                left = [each for each in grid if each.params not in failed]
+                chosen = ranker.propose(left, known, self.most_work)
+                if chosen is not None:
+                    study.enqueue_trial(chosen.params)
             trial = study.ask()
             params = space.suggest(trial)
-            known = [each.outcome for each in finished(study) if each.params == params]
-            if known:
+            before = [each.outcome for each in found if each.params == params]
+            if before:
                 in_vain += 1
-                study.tell(trial, [known[0].work, known[0].distance])
+                study.tell(trial, [before[0].work, before[0].distance])
                 continue
+            trial.set_user_attr("params", params)
             if progress is not None:
                 progress(done, most, describe(params))
             try:
@@ -322,7 +291,8 @@ class Job:
                 logger.info("%s: %s", describe(params), error)
                 continue
             in_vain = 0
-            trial.set_user_attr("params", params)
+            known = outlook.seen(params, outcome.work, outcome.distance)
+            trial.set_user_attr("planned error", known.error)
             trial.set_user_attr("outcome", asdict(outcome))
             study.tell(trial, [outcome.work, outcome.distance])
             longest = max(longest, time.monotonic() - started)
@@ -363,6 +333,29 @@ def fail_state() -> Any:
     from optuna.trial import TrialState
 
     return TrialState.FAIL
+
+
+def stored_tasks(study: Any) -> list[Task]:
+    """Return the other tunings in a study's store that finished trials."""
+    tasks = []
+    for other in study._storage.get_all_studies():
+        attributes = other.user_attrs
+        if other.study_name == study.study_name or "features" not in attributes:
+            continue
+        steps = attributes["about"]["steps"]
+        trials = [
+            Seen(
+                params,
+                each.user_attrs["outcome"]["work"],
+                each.user_attrs["outcome"]["distance"],
+                params["count"] / steps if "count" in params else 0.5,
+                each.user_attrs.get("planned error"),
+            )
+            for each in study._storage.get_all_trials(other._study_id, deepcopy=False)
+            if "outcome" in each.user_attrs and (params := each.user_attrs["params"])
+        ]
+        tasks.append(Task({"study": other.study_name}, attributes["features"], trials))
+    return tasks
 
 
 def finished(study: Any) -> list[Trial]:

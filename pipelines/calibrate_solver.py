@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,17 +18,20 @@ from skipstep.pipelines.compare import bare, prompt_parameter, silent
 from skipstep.pipelines.progress import Progress
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.fingerprint import bound_call, fingerprint, of_the_call
+from skipstep.plugins.noise import adds_noise
 from skipstep.samplers.solvers.calibrate import Advance, Calibration, search
 from skipstep.samplers.solvers.calibrated import Calibrated
-from skipstep.samplers.solvers.drive import DrivingScheduler
-from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler
+from skipstep.samplers.solvers.drive import DrivingScheduler, watched
+from skipstep.samplers.solvers.fit import DenseTrajectory
+from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler, to_kernel
 from skipstep.samplers.solvers.solver import path_config
 from skipstep.samplers.solvers.solver_file import SolverFile
 
-__all__ = ["SolverCalibration", "calibrate_solver"]
+__all__ = ["Reference", "SolverCalibration", "calibrate_solver", "why_not_own"]
 
 FINGERPRINT = ("pipeline", "denoisers", "adapters", "diffusers", "torch")
 """What a solver file remembers of a pipeline: of its scheduler only the path matters."""
+Reference = Literal["fine", "own"]
 OURS = ("num_inference_steps", "generator", "output_type", "guidance_scale")
 
 
@@ -40,6 +43,7 @@ def calibrate_solver(
     guidance: float | Sequence[float] | None = None,
     trajectories: int = 8,
     reference_steps: int = 64,
+    reference: Reference = "fine",
     path: str | Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -53,6 +57,8 @@ def calibrate_solver(
             of it. None is the pipeline's own.
         trajectories: noises, all in one batch; every fourth judges.
         reference_steps: evaluations of the fine solution of each noise.
+        reference: "fine" comes near to the true solution; "own" to where the pipeline's own
+            scheduler ends in `reference_steps` steps, for the same picture in fewer.
         path: where to save the file, for enable_plugin("calibrated", file=path).
         seed: the noises' seeds are seed, seed + 1, ...
         call: goes to the pipeline: height, width, ...
@@ -65,6 +71,7 @@ def calibrate_solver(
         guidance=guidance,
         trajectories=trajectories,
         reference_steps=reference_steps,
+        reference=reference,
         seed=seed,
         progress=progress,
         call=call,
@@ -76,7 +83,10 @@ def calibrate_solver(
 
 
 class SolverCalibration:
-    """Calibrate one pipeline for any number of steps; the fine solutions are made once."""
+    """Calibrate one pipeline for any number of steps; the fine solutions are made once.
+
+    `effort` are fields of `Calibration` that make the search smaller or larger.
+    """
 
     def __init__(
         self,
@@ -86,9 +96,11 @@ class SolverCalibration:
         guidance: float | Sequence[float] | None = None,
         trajectories: int = 8,
         reference_steps: int = 64,
+        reference: Reference = "fine",
         seed: int = 0,
         progress: Progress | None = None,
         call: dict[str, Any] | None = None,
+        **effort: Any,
     ) -> None:
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         if not given:
@@ -106,6 +118,9 @@ class SolverCalibration:
             raise PluginError(f"calibrate_solver: {error}") from error
         if config.get("use_flow_sigmas"):
             config |= {"shift": 1.0, "use_dynamic_shifting": False}
+        reason = why_not_own(pipe) if reference == "own" else None
+        if reason is not None:
+            raise PluginError(f"calibrate_solver: {reason}: use reference='fine'")
         self.solver: ExponentialAdamsScheduler = ExponentialAdamsScheduler(**config)
         self.job = Calibration(
             self.drive,
@@ -115,6 +130,8 @@ class SolverCalibration:
             scales_of(pipe, guidance, self.call),
             reference_steps,
             tell=progress,
+            solve=self.follow if reference == "own" else None,
+            **effort,
         )
 
     def fit(self, steps: int) -> SolverFile:
@@ -133,15 +150,47 @@ class SolverCalibration:
     def drive(self, scale: float | None, times: Sequence[float], advance: Advance) -> Tensor:
         """Run the pipeline at these network times; its own scheduler is back afterwards."""
         driver = DrivingScheduler(self.solver, times, advance)
+        self.run(driver, scale, len(times))
+        if driver.last is None:
+            raise PluginError(
+                f"calibrate_solver: {type(self.pipe).__name__} never asked its scheduler to step"
+            )
+        return driver.last
+
+    def follow(self, scale: float | None) -> DenseTrajectory:
+        """Run the pipeline with its own scheduler and keep where that went."""
+        path, config = self.solver.path, self.solver.config
+        found, ends = DenseTrajectory(path), list[Tensor]()
+
+        def see(time: float, x: Tensor, output: Tensor, following: Tensor) -> None:
+            s = path.at_time(time)
+            p, q = to_kernel("v", path, s, config.prediction_type, config.sigma_data)
+            found.add(s, x, p * x + q * output)
+            ends[:] = [following]
+
+        self.run(watched(self.pipe.scheduler, see), scale, self.job.reference_steps)
+        first = path.sigma(path.most) / (path.alpha(path.most) + path.sigma(path.most))
+        if not ends or found.times[0] < first - 1e-3:
+            raise PluginError(
+                "calibrate_solver: the pipeline's scheduler does not begin at pure noise, so it "
+                "cannot be followed: use reference='fine'"
+            )
+        # Rounded to whole steps a scheduler may begin a hair below the path's end.
+        found.times[0] = max(found.times[0], first)
+        found.end(ends[0])
+        return found
+
+    def run(self, scheduler: Any, scale: float | None, steps: int) -> None:
+        """Call the pipeline with another scheduler; its own is back afterwards."""
         own = self.pipe.scheduler
         arguments: dict[str, Any] = {prompt_parameter(self.pipe): self.prompts, **self.call}
         if scale is not None:
             arguments["guidance_scale"] = scale
-        vars(self.pipe)["scheduler"] = driver
+        vars(self.pipe)["scheduler"] = scheduler
         try:
             self.pipe(
                 **arguments,
-                num_inference_steps=len(times),
+                num_inference_steps=steps,
                 generator=[
                     torch.Generator("cpu").manual_seed(self.seed + i)
                     for i in range(len(self.prompts))
@@ -150,11 +199,18 @@ class SolverCalibration:
             )
         finally:
             vars(self.pipe)["scheduler"] = own
-        if driver.last is None:
-            raise PluginError(
-                f"calibrate_solver: {type(self.pipe).__name__} never asked its scheduler to step"
-            )
-        return driver.last
+
+
+def why_not_own(pipe: Any) -> str | None:
+    """Return why the pipeline's own scheduler cannot be followed, or None."""
+    scheduler, name = pipe.scheduler, type(pipe.scheduler).__name__
+    if adds_noise(pipe):
+        return f"{name} adds noise of its own, which no solver can foresee"
+    if getattr(scheduler, "order", 1) != 1:
+        return f"{name} asks the network twice a step"
+    if abs(float(getattr(scheduler, "init_noise_sigma", 1.0)) - 1) > 1e-3:
+        return f"{name} scales its samples in a way of its own"
+    return None
 
 
 def scales_of(

@@ -83,7 +83,7 @@ class Trier:
             self.plain_seconds.append(seconds)
 
     def run(self, plugins: Sequence[Any], steps: int | None = None) -> Outcome:
-        """Make all pictures with `plugins` on, or uncached with another number of steps."""
+        """Make all pictures with `plugins` on, with another number of steps, or both."""
         self.make_truth()
         used = self.steps if steps is None else steps
         pairs, seconds, shares = [], [], []
@@ -96,7 +96,7 @@ class Trier:
                 pairs.append((picture, self.truth[i]))
                 seconds.append(took)
                 report = self.pipe.plugin_report() if plugins else None
-                shares.append(used / self.steps if report is None else work_of(report))
+                shares.append(used / self.steps * (1.0 if report is None else work_of(report)))
                 verdict = "" if report is None else report.verdict
         decibels = [min(LARGEST_PSNR, float(psnr(a, b))) for a, b in pairs]
         frames = [(a.flatten(0, 1), b.flatten(0, 1)) for a, b in pairs]

@@ -166,6 +166,19 @@ class Report:
         limit = gated[0].threshold if gated else None
         if not gated or limit is None:
             forced = sorted({c.why for call in self.calls for c in call.choices})
+            warmed = {
+                call.step
+                for call in self.calls
+                for c in call.choices
+                if c.why in ("warm-up", "first")
+            }
+            if "warm-up" in forced and self.steps:
+                others = ", ".join(why for why in forced if why not in ("warm-up", "first"))
+                rest = f", the others: {others}" if others else ""
+                return (
+                    f"the warm-up takes {len(warmed)} of {self.steps} steps{rest}. Pass a smaller "
+                    "warmup_steps, 2 for example."
+                )
             return f"every step was computed because of: {', '.join(forced)} ({self.steps} steps)."
         values = sorted(c.value for c in gated if c.value is not None)
         better = values[len(values) // 3] * 1.02

@@ -35,6 +35,7 @@ class Run:
         self.keeps_prediction = False
         self.prediction: Any = None
         self._is_tapped = False
+        self._is_watched = False
         self._has_stepped = False
         self._calls: dict[int, int] = {}
         self._open: dict[int, tuple[int, int]] = {}
@@ -92,6 +93,7 @@ class Run:
         """Note a denoiser call; return (step index, guidance branch)."""
         if id(denoiser) in self._open:
             return self._open[id(denoiser)]
+        self._is_watched = True
         if self._has_stepped or (not self._is_tapped and self._is_new_timestep(arguments)):
             self.step += 1
             self._has_stepped = False
@@ -119,6 +121,9 @@ class Run:
         self.prediction = prediction if self.keeps_prediction else None
         if not self._is_tapped:
             self._is_tapped, self.step = True, 0
+        elif self._has_stepped and not self._is_watched:
+            # Where no plugin watches the denoiser, nothing but the next step ends a step.
+            self.step += 1
         self._has_stepped = True
 
     @property

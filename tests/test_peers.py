@@ -214,6 +214,7 @@ def job(*settings: str, **changes: object) -> Job:
         "driver": "fake_peer:drive",
         "package": "torch",
         "loader": "fake_peer:load",
+        "model": "picture",
         "stock_class": "PixArtAlphaPipeline",
         "settings": list(settings),
         "prompts": ["a", "b"],

@@ -2,11 +2,13 @@
 
     python -m benchmarks.peers --quick              minutes: 28 steps, 6 prompts, fewer settings
     python -m benchmarks.peers                      28 and 50 steps, 24 prompts, all settings
+    python -m benchmarks.peers --scouts 2           the same, hopeless settings on 2 prompts alone
     python -m benchmarks.peers --reuse              the table again from the answers in --out
 
 Every peer runs in a process of its own with one thread, on the same prompts and seeds. FLOPs are
-those of the denoiser, counted by torch for everybody alike; times are medians of ratios to the
-uncached pipeline timed in the same round. Peers come with: pip install "skipstep[bench]".
+those of the denoiser, counted by torch for everybody alike. What lies on a peer's own front is
+timed: medians of ratios of CPU seconds to the uncached pipeline in the same round. Peers come with
+pip install "skipstep[bench]", DeepCache with pip install --no-deps DeepCache.
 """
 
 import argparse
@@ -38,6 +40,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer settings, steps, prompts")
     parser.add_argument("--steps", type=int, nargs="+", help="default 28 50; quick 28")
     parser.add_argument("--prompts", type=int, help="how many; default 24, quick 6")
+    parser.add_argument(
+        "--scouts", type=int, default=0, help="further prompts that choose the settings; default 0"
+    )
     parser.add_argument("--rounds", type=int, help="timed rounds a setting; default 8, quick 1")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", choices=list(MODELS), nargs="+", default=list(MODELS))
@@ -51,8 +56,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     chosen.prompts = chosen.prompts or (QUICK_PROMPTS if chosen.quick else 24)
     if chosen.rounds is None:
         chosen.rounds = QUICK_ROUNDS if chosen.quick else 8
-    if min([*chosen.steps, chosen.prompts, chosen.threads]) < 1 or chosen.rounds < 0:
-        parser.error("steps, prompts and threads are 1 or more, rounds 0 or more")
+    if (
+        min([*chosen.steps, chosen.prompts, chosen.threads]) < 1
+        or min(chosen.rounds, chosen.scouts) < 0
+    ):
+        parser.error("steps, prompts and threads are 1 or more, rounds and scouts 0 or more")
     return chosen
 
 
@@ -60,19 +68,26 @@ def job_of(peer: str, model: str, steps: int, chosen: argparse.Namespace) -> Job
     """Return what one peer is asked; the prompts are spread over the reference model's."""
     known = load_prompts()
     count = min(chosen.prompts, len(known))
+    places = [i * len(known) // count for i in range(count)]
+    # Prompts that are neither measured nor, one behind each 32nd, what ours plan on.
+    places += [i for i in range(5, len(known), 7) if i not in places and i % 32 != 1][
+        : chosen.scouts
+    ]
     row, loaded = PEERS[peer], MODELS[model]
     return Job(
         peer=peer,
         driver=row.driver,
         package=row.package,
         loader=loaded.loader,
+        model=model,
         stock_class=loaded.stock_class,
         settings=list(row.quick if chosen.quick else row.settings),
-        prompts=[known[i * len(known) // count]["prompt"] for i in range(count)],
-        seeds=list(range(count)),
+        prompts=[known[place]["prompt"] for place in places],
+        seeds=list(range(len(places))),
         steps=steps,
         rounds=chosen.rounds,
         threads=chosen.threads,
+        scouts=chosen.scouts,
     )
 
 
@@ -125,7 +140,7 @@ def show(
     for line in refusals(answers):
         console.print(line, markup=False)
     found = {}
-    rounds = min((len(r.seconds) for a in answers for r in a.results if r.psnr), default=0)
+    rounds = min((len(r.seconds) for a in answers for r in a.results if r.seconds), default=0)
     for by in ("FLOPs", "time"):
         if by == "time" and rounds < LEAST_ROUNDS:
             console.print(f"No verdict by time: {rounds} rounds, {LEAST_ROUNDS} are needed.")

@@ -15,13 +15,12 @@ STEPS_ALONE = "fewer steps"
 
 @dataclass(frozen=True)
 class Model:
-    """A reference model: "module:function" that loads it, and the diffusers class it is.
-
-    Peers know pipelines by the name of their class, and ours is a subclass.
+    """A reference model: the diffusers class it is, by which peers know pipelines (ours is a
+    subclass), and the "module:function" that loads it by name.
     """
 
-    loader: str
     stock_class: str
+    loader: str = "skipstep.pipelines.reference.load:load_reference"
 
 
 @dataclass(frozen=True)
@@ -47,68 +46,40 @@ def grid(line: str, **values: tuple[object, ...]) -> tuple[str, ...]:
 
 
 MODELS = {
-    "picture": Model("skipstep.pipelines.reference.load:load_reference", "PixArtAlphaPipeline"),
+    "picture": Model("PixArtAlphaPipeline"),
+    "unet": Model("StableDiffusionPipeline"),
 }
 
-LAGRANGE_2, LAGRANGE_3 = "{type: lagrange, order: 2}", "{type: lagrange, order: 3}"
-TAYLOR_1, TAYLOR_2 = "{type: taylor, order: 1}", "{type: taylor, order: 2}"
-FORECASTERS = ("reuse", TAYLOR_1, TAYLOR_2, LAGRANGE_2, LAGRANGE_3)
-BASIC = "cache:warmup_steps=%(w)s,final_steps=%(l)s,max_skips=null,"
-RHYTHM = BASIC + "gate={type: interval, interval: %(n)s},forecaster=%(f)s,span=%(s)s"
-GATED = BASIC + "gate={type: %(g)s, threshold: %(t)s},forecaster=%(f)s,span=%(s)s"
-# cache-dit's own lists of computed steps, with our forecasters.
-BY_HAND = "scheduled:steps=%(m)s,forecaster=%(f)s,span=%(s)s"
 # Planned for this model and number of steps, on prompts that are not measured.
 PLANNED = "planned:share=%(n)s,damping=%(d)s,span=%(s)s"
+# cache-dit's own lists of computed steps, with a line of ours.
+BY_HAND = "scheduled:steps=%(m)s,forecaster={type: lagrange, order: 2},span=output"
 
 SKIPSTEP_QUICK = (
     *grid(PLANNED, n=(0.68, 0.57, 0.5, 0.43, 0.36, 0.32, 0.25), d=(0.5,), s=("output",)),
     *grid(PLANNED, n=(0.43, 0.36, 0.32, 0.25), d=(0.75,), s=("output",)),
-    *grid(BY_HAND, m=("medium", "fast", "ultra"), f=(LAGRANGE_2,), s=("output",)),
-    *grid("easycache:threshold=%(t)s", t=(0.05,)),
+    *grid(BY_HAND, m=("medium", "fast", "ultra")),
+    *grid("abcache:interval=%(n)s", n=(2, 3, 4)),
     *grid("seacache:threshold=%(t)s", t=(0.25, 0.5)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(3,), f=(LAGRANGE_2,), s=("output",)),
-    *grid("taylorseer:interval=%(n)s,order=1", n=(3,)),
+    "easycache",
+    "speca",
+    "taylorseer:interval=3",
 )
 SKIPSTEP = (
     *SKIPSTEP_QUICK,
-    *grid(PLANNED, n=(0.75, 0.61, 0.54, 0.46, 0.39, 0.29, 0.21), d=(0.5,), s=("output",)),
-    *grid(PLANNED, n=(0.57, 0.43, 0.36, 0.29), d=(0.5, 0.75), s=("residual", "modules")),
-    *grid(BY_HAND, m=("medium", "fast", "ultra"), f=(LAGRANGE_3,), s=("output",)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 4, 6), f=(LAGRANGE_2, LAGRANGE_3), s=("output",)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(3,), f=(LAGRANGE_3,), s=("output",)),
-    *grid("easycache:threshold=%(t)s", t=(0.02, 0.1)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 4), f=(TAYLOR_1,), s=("residual",)),
-    *grid(RHYTHM, w=(5,), l=(0,), n=(3, 6), f=(LAGRANGE_2,), s=("output",)),
-    *grid("fbcache:threshold=%(t)s", t=(0.12,)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(3, 5, 6), f=(TAYLOR_1,), s=("residual",)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 3, 4, 6), f=(LAGRANGE_3,), s=("residual",)),
-    *grid(RHYTHM, w=(5,), l=(0,), n=(3, 6), f=(LAGRANGE_3,), s=("output",)),
-    *grid("taylorseer:interval=%(n)s,order=1", n=(2, 4, 6)),
-    *grid(
-        GATED, w=(3,), l=(1,), g=("easycache",), t=(0.05, 0.1, 0.2), f=(LAGRANGE_2,), s=("output",)
-    ),
-    *grid(
-        GATED, w=(3,), l=(1,), g=("first_block",), t=(0.1, 0.2, 0.4), f=(TAYLOR_1,), s=("residual",)
-    ),
-    *grid(
-        RHYTHM,
-        w=(3,),
-        l=(1,),
-        n=(2, 3, 4, 5, 6),
-        f=("reuse", TAYLOR_2, LAGRANGE_2),
-        s=("residual",),
-    ),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(5,), f=(LAGRANGE_2, LAGRANGE_3), s=("output",)),
-    *grid(RHYTHM, w=(3,), l=(1,), n=(2, 3, 4, 5, 6), f=("reuse", TAYLOR_2), s=("output",)),
-    *grid(RHYTHM, w=(5,), l=(0,), n=(2, 4, 5), f=(LAGRANGE_2, LAGRANGE_3), s=("output",)),
-    *grid("taylorseer:interval=%(n)s,order=%(o)s", n=(2, 3, 4, 5, 6), o=(2,)),
-    *grid("fora:interval=%(n)s", n=(2, 3, 4)),
-    *grid("fbcache:threshold=%(t)s", t=(0.05, 0.08, 0.18, 0.25, 0.35)),
-    *grid("easycache:threshold=%(t)s", t=(0.03, 0.15, 0.2, 0.3)),
-    *grid("magcache:threshold=%(t)s", t=(0.06, 0.12, 0.24)),
-    *grid(BY_HAND, m=("slow",), f=(LAGRANGE_2, LAGRANGE_3), s=("output",)),
-    *grid(BY_HAND, m=("slow", "medium", "fast", "ultra"), f=(TAYLOR_1,), s=("residual",)),
+    *grid(PLANNED, n=(0.75, 0.61, 0.29, 0.21), d=(0.5,), s=("output",)),
+    *grid(PLANNED, n=(0.5, 0.36, 0.29), d=(0.5,), s=("residual",)),
+    *grid(PLANNED, n=(0.29, 0.21), d=(0.75,), s=("output",)),
+    # Every other preset as it comes: what a user gets who turns nothing.
+    "abcache:interval=6",
+    "spectrum",
+    "foca",
+    "hicache",
+    "dbcache",
+    "dicache",
+    "fbcache",
+    "seacache:threshold=0.8",
+    "deepcache",
 )
 
 # F front and B back blocks, W warm-up steps, I their interval, R threshold, MC most skips in a row,
@@ -151,7 +122,8 @@ CACHE_DIT = (
 DIFFUSERS_QUICK = (
     *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.5,), m=(2, 4)),
     "taylorseer:interval=3,order=1",
-    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(3, 5)),
+    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(2, 3, 4, 5)),
+    "seacache:threshold=0.25,most=2",
     "first_block:threshold=0.12",
     "magcache:threshold=0.24",
     "pab:spatial=2,cross=4",
@@ -159,11 +131,12 @@ DIFFUSERS_QUICK = (
 )
 DIFFUSERS = (
     *DIFFUSERS_QUICK,
-    *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.15, 0.25, 0.35, 0.7), m=(2, 4)),
+    *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.15, 0.35, 0.7), m=(2, 4)),
+    "seacache:threshold=0.25,most=4",
     *grid("seacache:threshold=%(t)s,most=%(m)s", t=(1.0, 1.5), m=(4, 6)),
     *grid("taylorseer:interval=%(n)s,order=1", n=(2, 4, 5)),
     *grid("taylorseer:interval=%(n)s,order=2", n=(2, 3, 4, 5)),
-    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(2, 4, 6)),
+    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(6,)),
     *grid("taylorseer:interval=%(n)s,order=2,is_lite=true", n=(2, 3, 4, 5, 6)),
     *grid("first_block:threshold=%(t)s", t=(0.05, 0.08, 0.18, 0.25, 0.35)),
     *grid("magcache:threshold=%(t)s,most=%(m)s", t=(0.06, 0.12, 0.5), m=(3, 5)),
@@ -171,6 +144,8 @@ DIFFUSERS = (
 )
 
 SHARES = (0.75, 0.67, 0.57, 0.5, 0.43, 0.36, 0.33, 0.25, 0.18)
+# Whoever takes fewer steps may take a better solver too.
+SOLVED = "steps:share=%(s)s,solver=%(p)s"
 
 PEERS = {
     OURS: Peer("skipstep.benchmarks.peers.drivers:skipstep", "skipstep", SKIPSTEP, SKIPSTEP_QUICK),
@@ -189,7 +164,10 @@ PEERS = {
     STEPS_ALONE: Peer(
         "skipstep.benchmarks.peers.drivers:fewer_steps",
         "skipstep",
-        grid("steps:share=%(s)s", s=SHARES),
-        grid("steps:share=%(s)s", s=SHARES[1::2]),
+        (
+            *grid("steps:share=%(s)s", s=SHARES),
+            *grid(SOLVED, s=(0.67, 0.5, 0.36), p=("unipc", "dpm++2m")),
+        ),
+        (*grid("steps:share=%(s)s", s=SHARES[1::2]), *grid(SOLVED, s=(0.5, 0.36), p=("unipc",))),
     ),
 }

@@ -123,9 +123,12 @@ PROMPT = "a pizza, 3d style, on a blue background"
 
 
 def fewer_steps(pipe: Any, setting: str, steps: int) -> Call:
-    """Run the plain pipeline with a share of the steps."""
+    """Run the plain pipeline with a share of the steps, its own solver or another."""
     _, given = options.parse_spec(setting)
-    fewer = max(1, round(steps * take(given, setting, share=0.5)["share"]))
+    chosen = take(given, setting, share=0.5, solver=None)
+    fewer = max(1, round(steps * chosen["share"]))
+    if chosen["solver"] is not None:
+        pipe.enable_plugin("solver", preset=chosen["solver"])
     return lambda **call: pipe(**{**call, "num_inference_steps": fewer})
 
 

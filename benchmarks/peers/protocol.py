@@ -20,12 +20,18 @@ WORKER = "skipstep.benchmarks.peers.worker"
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is asked: `driver` and `loader` are "module:function"."""
+    """What a worker is asked: `driver` and `loader` are "module:function", `model` is what the
+    loader is given.
+
+    `scouts` says how many of the prompts, at the list's end, only choose: a setting that lies well
+    behind its peer's own front there is not measured on the others. 0 measures everything.
+    """
 
     peer: str
     driver: str
     package: str
     loader: str
+    model: str
     stock_class: str
     settings: list[str]
     prompts: list[str]
@@ -33,6 +39,7 @@ class Job:
     steps: int
     rounds: int
     threads: int
+    scouts: int = 0
 
 
 @dataclass
@@ -40,11 +47,13 @@ class Measured:
     """What one setting did; lists have one entry a prompt, the two of seconds one a round.
 
     `fraction` is the share of the denoiser's FLOPs that was computed, `psnr` is in dB (identical
-    pictures count as 120), `cannot_run` says why nothing was measured.
+    pictures count as 120), seconds are of this process's CPU. `cannot_run` says why nothing was
+    measured; `behind` is set where the scouts left the setting out: decibels behind its own peer.
     """
 
     setting: str
     cannot_run: str | None = None
+    behind: float | None = None
     fraction: list[float] = field(default_factory=list)
     psnr: list[float] = field(default_factory=list)
     feature_distance: list[float] = field(default_factory=list)
@@ -120,8 +129,13 @@ def read_answer(path: Path) -> Answer:
         place = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path.name}: {place or 'top'}: {first['msg']}") from None
     for result in answer.results:
-        if result.cannot_run is None and not (
-            result.psnr and len(result.psnr) == len(result.fraction) == len(result.feature_distance)
+        if (
+            result.cannot_run is None
+            and result.behind is None
+            and not (
+                result.psnr
+                and len(result.psnr) == len(result.fraction) == len(result.feature_distance)
+            )
         ):
             raise ValueError(f"{path.name}: {result.setting}: lists of different lengths")
         if len(result.seconds) != len(result.baseline_seconds):

@@ -44,7 +44,7 @@ def points_of(answer: Answer, fidelity: Fidelity, *, by: str) -> list[Point]:
     """Return the settings of a peer that ran."""
     found = []
     for result in answer.results:
-        if result.cannot_run is not None or (by == "time" and not result.seconds):
+        if not result.psnr or result.cannot_run or (by == "time" and not result.seconds):
             continue
         values = result.psnr if fidelity is PSNR else result.feature_distance
         sign = 1 if fidelity.higher_is_better else -1
@@ -82,7 +82,7 @@ def table(answers: Sequence[Answer], *, everything: bool = False) -> Table:
             for fidelity in (PSNR, DISTANCE)
             for point in fronts_of([answer], fidelity).get(answer.peer, [])
         }
-        ran = [result for result in answer.results if result.cannot_run is None]
+        ran = [each for each in answer.results if each.psnr and each.cannot_run is None]
         for result in sorted(ran, key=lambda each: speed_of(each, by="FLOPs")):
             if not everything and result.setting not in kept:
                 continue

@@ -80,6 +80,8 @@ class Calibration:
 
     `config` builds this package's scheduler on the path. `guidance` are the scales to fit at, none
     for a network without. `count` is how many noises every drive runs; a quarter is held out.
+    `solve` gives the trajectories to come near to; None solves finely. No `kernels` are the path's
+    usual ones.
     """
 
     drive: Drive
@@ -91,6 +93,9 @@ class Calibration:
     histories: tuple[int, ...] = (3,)
     ridges: tuple[float, ...] = (1e-4,)
     places: tuple[Place, ...] = ()
+    kernels: tuple[Formula, ...] = ()
+    published: tuple[PresetName, ...] = PUBLISHED
+    solve: Callable[[float | None], DenseTrajectory] | None = None
     tell: Callable[[int, int, str], None] | None = None
     truth: dict[float | None, DenseTrajectory] = field(default_factory=dict)
 
@@ -155,9 +160,9 @@ def search(job: Calibration, steps: int, *, seed: int = 0) -> SolverFile:
     if steps < 2:
         raise ValueError(f"steps={steps} is not allowed: must be 2 or more")
     places = job.places or PLACES[job.path.kind]
-    kernels = KERNELS[job.path.kind]
+    kernels = job.kernels or KERNELS[job.path.kind]
     fits = len(places) * len(kernels) * len(job.histories) * len(job.ridges)
-    rounds = len(job.scales) * (3 + fits + len(places) * len(PUBLISHED))
+    rounds = len(job.scales) * (3 + fits + len(places) * len(job.published))
     done = 0
 
     def told(what: str) -> None:
@@ -169,7 +174,7 @@ def search(job: Calibration, steps: int, *, seed: int = 0) -> SolverFile:
     told("fine solutions")
     for scale in job.scales:
         if scale not in job.truth:
-            job.truth[scale] = job.solve_finely(scale)
+            job.truth[scale] = (job.solve or job.solve_finely)(scale)
     found = []
     for place in places:
         for kernel in kernels:
@@ -178,7 +183,7 @@ def search(job: Calibration, steps: int, *, seed: int = 0) -> SolverFile:
                 found.append(fitted(job, Candidate(place, kernel, history, ridge), steps))
     published: list[tuple[float, float, Fallback]] = []
     for place in places:
-        for preset in PUBLISHED:
+        for preset in job.published:
             told(f"{place.spacing} shift {place.shift:g}, {preset}")
             named = Fallback(
                 preset=preset, spacing=place.spacing, shift=place.shift, offset=place.offset

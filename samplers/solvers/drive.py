@@ -1,10 +1,13 @@
-"""Ask a pipeline's guided network at chosen times, and say where it goes in between.
+"""Ask a pipeline's guided network at chosen times and say where it goes in between, or watch where
+the pipeline's own scheduler goes.
 
 Nothing tells what a pipeline does around its network: prompts, guidance, packing. It always asks
 its scheduler for timesteps and for the next sample, though, so a scheduler that hands out our times
 and calls our function is a way into any of them.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler, SolverOutput
 
-__all__ = ["DrivingScheduler"]
+__all__ = ["DrivingScheduler", "watched"]
 
 
 class DrivingScheduler:
@@ -68,3 +71,19 @@ class DrivingScheduler:
         self.done, self.last = self.done + 1, found
         output = SolverOutput(found.to(sample.dtype), found.to(sample.dtype))
         return output if return_dict else output.to_tuple()
+
+
+def watched(scheduler: Any, see: Callable[[float, Tensor, Tensor, Tensor], None]) -> Any:
+    """Return a copy of a scheduler that tells `see` of every step: time, x, output, the next x."""
+    copied = copy.deepcopy(scheduler)
+    step = copied.step
+
+    @functools.wraps(step)
+    def seen(model_output: Tensor, timestep: Any, sample: Tensor, *rest: Any, **named: Any) -> Any:
+        found = step(model_output, timestep, sample, *rest, **named)
+        following = found[0] if isinstance(found, tuple) else found.prev_sample
+        see(float(timestep), sample.float(), model_output.float(), following.float())
+        return found
+
+    vars(copied)["step"] = seen
+    return copied

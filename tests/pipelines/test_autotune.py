@@ -12,6 +12,7 @@ from skipstep.pipelines.autotune import autotune, ranked
 from skipstep.pipelines.plan import instrument
 from skipstep.pipelines.trial import Outcome, Trier
 from skipstep.pipelines.tune_arms import ArmSpace, describe
+from skipstep.pipelines.tune_solvers import Solvers
 from skipstep.pipelines.tuning import Target, Trial, Tuning, draw
 from skipstep.plugins.errors import PluginError
 from skipstep.testing.families import tiny_pipeline
@@ -175,12 +176,13 @@ def test_the_outcome_says_when_fewer_steps_win_and_when_the_promise_is_broken() 
 
 def test_the_first_arms_show_every_sort_before_any_twice(tiny: Tiny) -> None:
     found = instrument(tiny.pipe, PROMPTS[:1], steps=STEPS, **tiny.call)
-    space = ArmSpace.of(tiny.pipe, found)
+    space = ArmSpace.of(tiny.pipe, found, Solvers(tiny.pipe, PROMPTS[:1], STEPS, 0, tiny.call))
     first = space.first(0.5)
-    sorts = [(p["method"], p.get("span"), p.get("preset")) for p in first]
+    sorts = [(p["method"], p.get("span") or p.get("solver"), p.get("preset")) for p in first]
     kinds = set(sorts)
     assert set(sorts[: len(kinds)]) == kinds and len(first) > len(kinds)
-    assert {"residual", "output", "modules"} == {s for _, s, _ in kinds if s}
+    assert {"residual", "output", "modules"} == {s for m, s, _ in kinds if m == "planned"}
+    assert {"unipc", "dpm++2m", "calibrated"} == {s for m, s, _ in kinds if m == "solver"}
     assert ("fewer", None, None) in kinds and ("adaptive", None, "easycache") in kinds
     assert all(p["count"] <= STEPS for p in first if "count" in p)
 

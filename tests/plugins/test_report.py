@@ -60,9 +60,18 @@ def test_when_nothing_was_skipped_the_verdict_names_the_knob() -> None:
 
 
 def test_when_every_step_was_forced_the_verdict_says_by_what() -> None:
-    made = report(call(0, computed("first")), call(1, computed()), call(2, computed("final")))
+    made = report(call(0, computed("first")), call(1, computed("final")))
     assert made.verdict == (
-        "Nothing was skipped: every step was computed because of: final, first, warm-up (3 steps)."
+        "Nothing was skipped: every step was computed because of: final, first (2 steps)."
+    )
+
+
+def test_a_warm_up_that_takes_a_short_run_is_named_with_its_knob() -> None:
+    calls = [call(step, computed("warm-up")) for step in range(1, 5)]
+    made = report(call(0, computed("first")), *calls, call(5, computed("final")))
+    assert made.verdict == (
+        "Nothing was skipped: the warm-up takes 5 of 6 steps, the others: final. Pass a smaller "
+        "warmup_steps, 2 for example."
     )
 
 

@@ -117,6 +117,13 @@ def test_what_looked_like_steps_before_the_first_scheduler_step_is_forgotten() -
     assert record.finished == 2
 
 
+def test_scheduler_steps_are_counted_where_nobody_watches_the_denoiser() -> None:
+    record = Run(object(), object(), {})
+    for _ in range(5):
+        record.advance()
+    assert record.finished == 5
+
+
 def test_a_tap_leaves_with_its_run_and_copies_made_meanwhile_only_step() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     before = dict(vars(scheduler))

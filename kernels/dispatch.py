@@ -31,6 +31,7 @@ __all__ = [
     "Backend",
     "backend_for",
     "custom_op",
+    "dot_precision",
     "has_triton",
     "next_power_of_2",
     "or_torch",
@@ -134,6 +135,11 @@ def upcast_dot(backend: Backend, dtype: torch.dtype) -> bool:
     request 11585, closed as not supported), so bf16 operands are widened there and nowhere else.
     """
     return backend == "interpret" and dtype == torch.bfloat16
+
+
+def dot_precision() -> str:
+    """Return how a kernel multiplies fp32 numbers: as torch does for matrix products."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def custom_op(

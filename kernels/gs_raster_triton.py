@@ -53,6 +53,17 @@ def _weights(
 
 @triton.jit
 @no_type_check
+def _pixels(i_l, tiles, columns, TILE: tl.constexpr):
+    # The pixels of a tile, and where their middles lie.
+    o_p = tl.arange(0, TILE * TILE)
+    inside = i_l % tiles
+    px = ((inside % columns) * TILE + o_p % TILE).to(tl.float32) + 0.5
+    py = ((inside // columns) * TILE + o_p // TILE).to(tl.float32) + 0.5
+    return o_p, px, py
+
+
+@triton.jit
+@no_type_check
 def composite_forward_kernel(
     SPLATS,
     FEATURES,
@@ -74,12 +85,9 @@ def composite_forward_kernel(
 ):
     # out = sum_k alpha_k T_k f_k
     i_l = tl.program_id(0).to(tl.int64)
-    o_p = tl.arange(0, TILE * TILE)
+    o_p, px, py = _pixels(i_l, tiles, columns, TILE)
     o_k = tl.arange(0, CHUNK)
     o_c = tl.arange(0, BC)
-    inside = i_l % tiles
-    px = ((inside % columns) * TILE + o_p % TILE).to(tl.float32) + 0.5
-    py = ((inside // columns) * TILE + o_p // TILE).to(tl.float32) + 0.5
     k = tl.load(OFFSETS + i_l)
     end = tl.load(OFFSETS + i_l + 1)
     chunk = tl.load(CHUNKS + i_l)
@@ -132,12 +140,9 @@ def composite_backward_kernel(
 ):
     # dalpha_k = T_k gd_k - (sum_{j>k} w_j gd_j) / (1 - alpha_k)
     i_l = tl.program_id(0).to(tl.int64)
-    o_p = tl.arange(0, TILE * TILE)
+    o_p, px, py = _pixels(i_l, tiles, columns, TILE)
     o_k = tl.arange(0, CHUNK)
     o_c = tl.arange(0, BC)
-    inside = i_l % tiles
-    px = ((inside % columns) * TILE + o_p % TILE).to(tl.float32) + 0.5
-    py = ((inside // columns) * TILE + o_p // TILE).to(tl.float32) + 0.5
     begin = tl.load(OFFSETS + i_l)
     end = tl.load(OFFSETS + i_l + 1)
     first = tl.load(CHUNKS + i_l)

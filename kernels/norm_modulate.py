@@ -70,15 +70,7 @@ def spread(modulation: Float[Tensor, "b m d"], x: Float[Tensor, "b n d"]) -> Ten
     return modulation if rows == 1 else modulation.repeat_interleave(x.shape[1] // rows, dim=1)
 
 
-def _shape(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    rms: bool,
-    backend: str,
-) -> Tensor:
+def _shape(x: Tensor, *others: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -100,21 +92,8 @@ def _norm_modulate(
     return compute(x, scale, shift, weight, eps, rms).contiguous()
 
 
-def _shapes(
-    residual: Tensor,
-    x: Tensor,
-    gate: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    rms: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-    )
+def _shapes(residual: Tensor, x: Tensor, *others: object) -> tuple[Tensor, Tensor]:
+    return _shape(x), _shape(x)
 
 
 @custom_op("gate_residual_norm_modulate", fake=_shapes)

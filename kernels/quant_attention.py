@@ -30,20 +30,15 @@ from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from skipstep.kernels.block_layout import BlockLists, all_blocks, blocks_of
-from skipstep.kernels.block_sparse_attention import (
-    Layout,
-    check_inputs,
-    keys_inside,
-    valid_rows,
-)
+from skipstep.kernels.block_sparse_attention import Layout, check_inputs
 from skipstep.kernels.dispatch import backend_for, custom_op, or_torch, upcast_dot
-from skipstep.kernels.tuning import architecture, pick
+from skipstep.kernels.kept_keys import keys_inside, valid_rows
+from skipstep.kernels.tuning import LOG2_E, architecture, pick_for, unserved
 
 __all__ = ["QuantQK", "quantize_qk", "quantized_attention"]
 
 Groups = Literal["block", "thread", "token"]
 GROUP_Q, GROUP_K = 128, 64
-LOG2_E = 1.4426950408889634
 FP8_MAX = 448.0
 
 
@@ -233,12 +228,9 @@ def _attention(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Compute on quantised [b, h, n, d] tensors; fp32 output, before the scales of fp8 values."""
-    name, fp8 = "quantized_attention", v.dtype == torch.float8_e4m3fn
-    problem = None
-    if fp8 and q8.is_cuda and architecture(q8.device) < 89:
+    name, problem = "quantized_attention", unserved(q8)
+    if v.dtype == torch.float8_e4m3fn and q8.is_cuda and architecture(q8.device) < 89:
         problem = "this GPU has no fp8 units; use pv='native'"
-    elif q8.shape[-1] > 256:
-        problem = f"the head dim is {q8.shape[-1]}, the kernel takes at most 256"
     chosen = backend_for(name, q8, k8, backend=backend, dtypes=(torch.int8,), unserved=problem)
     batch, heads = q8.shape[:2]
 
@@ -250,45 +242,25 @@ def _attention(
         o, lse = emulated_attention(quant, v, lists, held, scale)
         return o.contiguous(), lse.contiguous()
 
-    if chosen == "torch":
-        return plain()
-    from skipstep.kernels.quant_attention_triton import launch_quantized
+    def kernel() -> tuple[Tensor, Tensor]:
+        from skipstep.kernels.quant_attention_triton import launch_quantized
 
-    tiles = pick(
-        name,
-        d=q8.shape[-1],
-        dtype=q8.dtype,
-        sm=architecture(q8.device),
-        block_q=block_q,
-        block_k=block_k,
-    )
-    aligned = block_q % tiles.block_m == 0 and block_k % tiles.block_n == 0
-    whole = GROUP_Q % tiles.block_m == 0 and GROUP_K % tiles.block_n == 0
-    idx = idx.expand(batch, heads, -1, -1)
-    return or_torch(
-        name,
-        q8.device,
-        lambda: launch_quantized(
-            q8,
-            q_scale,
-            k8,
-            k_scale,
-            bias,
-            v,
-            idx if idx.stride(-1) == 1 else idx.contiguous(),
-            cnt.expand(batch, heads, -1),
-            order,
-            kv_valid,
-            kv_lens,
+        tiles = pick_for(name, q8, block_q, block_k)
+        aligned = block_q % tiles.block_m == 0 and block_k % tiles.block_n == 0
+        whole = GROUP_Q % tiles.block_m == 0 and GROUP_K % tiles.block_n == 0
+        rows = idx.contiguous().expand(batch, heads, -1, -1)
+        lists = rows, cnt.expand(batch, heads, -1), order, kv_valid, kv_lens
+        return launch_quantized(
+            *(q8, q_scale, k8, k_scale, bias, v, *lists),
             block_q=block_q,
             block_k=block_k,
             scale=scale,
             scale_per_block=scale_per_block and aligned and whole,
             tiles=tiles,
             upcast_dot=upcast_dot(chosen, v.dtype),
-        ),
-        plain,
-    )
+        )
+
+    return plain() if chosen == "torch" else or_torch(name, q8.device, kernel, plain)
 
 
 @overload

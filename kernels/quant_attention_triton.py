@@ -10,9 +10,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from skipstep.kernels.block_sparse_attention_triton import LOG2_E, dot
+from skipstep.kernels.block_walk_triton import (
+    dot,
+    finished,
+    key_mask,
+    keys_end,
+    list_of,
+    load_rows,
+    online_softmax,
+    program_of,
+)
 from skipstep.kernels.dispatch import next_power_of_2
-from skipstep.kernels.tuning import Tiles
+from skipstep.kernels.tuning import LOG2_E, Tiles
 
 __all__ = ["launch_quantized", "quantized_kernel"]
 
@@ -33,24 +42,11 @@ def quantized_kernel(
     p_order,
     p_valid,
     p_lens,
-    s_qb,
-    s_qh,
-    s_qn,
-    s_qd,
-    s_kb,
-    s_kh,
-    s_kn,
-    s_kd,
-    s_vb,
-    s_vh,
-    s_vn,
-    s_vd,
-    s_ib,
-    s_ih,
-    s_iq,
-    s_cb,
-    s_ch,
-    s_cq,
+    s_q,
+    s_k,
+    s_v,
+    s_idx,
+    s_cnt,
     N,
     M,
     NQ,
@@ -65,53 +61,33 @@ def quantized_kernel(
     BN: tl.constexpr,
     BIAS_ROWS: tl.constexpr,
     EVEN: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_ORDER: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    HAS_LENS: tl.constexpr,
     BLOCK_SCALES: tl.constexpr,
     FP8: tl.constexpr,
     UPCAST_DOT: tl.constexpr,
 ):
-    PARTS_Q: tl.constexpr = (BLOCK_Q + BM - 1) // BM
     PARTS_K: tl.constexpr = (BLOCK_K + BN - 1) // BN
-    pid = tl.program_id(0)
-    part = pid % PARTS_Q
-    list_id = pid // PARTS_Q
-    if HAS_ORDER:
-        list_id = tl.load(p_order + list_id)
-    i_q = (list_id % NQ).to(tl.int64)
-    b = (list_id // NQ // H).to(tl.int64)
-    h = (list_id // NQ % H).to(tl.int64)
-    h_k = h // GROUP
-
+    part, i_q, b, h = program_of(p_order, NQ, H, (BLOCK_Q + BM - 1) // BM)
     o_in = part * BM + tl.arange(0, BM)
     o_m = i_q * BLOCK_Q + o_in
     o_n = tl.arange(0, BN)
     o_d = tl.arange(0, D_PAD)
-    m_m = (o_in < BLOCK_Q) & (o_m < N)
     m_d = o_d < D
-    b_q = tl.load(
-        p_q + b * s_qb + h * s_qh + o_m[:, None] * s_qn + o_d[None, :] * s_qd,
-        mask=m_m[:, None] & m_d[None, :],
-        other=0,
-    )
+    m_m = (o_in < BLOCK_Q) & (o_m < N)
+    m_q = m_m[:, None] & m_d[None, :]
+    b_q = load_rows(p_q + b * s_q[0] + h * s_q[1], s_q, o_m, o_d, m_q)
     p_qs += (b * H + h) * N
-    p_ks += (b * (H // GROUP) + h_k) * M
+    p_ks += (b * (H // GROUP) + h // GROUP) * M
     if BLOCK_SCALES:
         b_qs = tl.load(p_qs + tl.minimum(i_q * BLOCK_Q + part * BM, N - 1)) * scale_log2
     else:
         b_qs = tl.load(p_qs + o_m, mask=m_m, other=0.0)[:, None] * scale_log2
-    if HAS_BIAS:
+    if p_bias is not None:
         GROUPS_Q = (N + BIAS_ROWS - 1) // BIAS_ROWS
         p_bias += ((b * H + h) * GROUPS_Q + o_m // BIAS_ROWS) * M
-    end = M
-    if HAS_LENS:
-        end = tl.minimum(end, tl.load(p_lens + b).to(tl.int32))
-    p_k += b * s_kb + h_k * s_kh
-    p_v += b * s_vb + h_k * s_vh
-    p_idx += b * s_ib + h * s_ih + i_q * s_iq
-    count = tl.load(p_cnt + b * s_cb + h * s_ch + i_q * s_cq)
+    p_k += b * s_k[0] + h // GROUP * s_k[1]
+    p_v += b * s_v[0] + h // GROUP * s_v[1]
+    p_idx, count = list_of(p_idx, p_cnt, s_idx, s_cnt, b, h, i_q)
+    end = keys_end(p_lens, b, M)
 
     b_m = tl.full([BM], float("-inf"), tl.float32)
     b_l = tl.zeros([BM], tl.float32)
@@ -119,23 +95,16 @@ def quantized_kernel(
     for i in range(0, count * PARTS_K):
         j = tl.load(p_idx + i // PARTS_K)
         o_k = (i % PARTS_K) * BN + o_n
+        m_n = key_mask(o_k, j, end, p_valid, BLOCK_K, EVEN)
+        m_k = m_n[:, None] & m_d[None, :]
         start = j.to(tl.int64) * BLOCK_K
-        m_n = o_k < BLOCK_K
-        if not EVEN:
-            m_n = m_n & (start + o_k < end)
-            if HAS_VALID:
-                m_n = m_n & (o_k < tl.load(p_valid + j))
-        b_k = tl.load(
-            p_k + start * s_kn + o_k[None, :] * s_kn + o_d[:, None] * s_kd,
-            mask=m_n[None, :] & m_d[:, None],
-            other=0,
-        )
-        s = tl.dot(b_q, b_k, out_dtype=tl.int32).to(tl.float32)
+        b_k = load_rows(p_k, s_k, start + o_k, o_d, m_k)
+        s = tl.dot(b_q, tl.trans(b_k), out_dtype=tl.int32).to(tl.float32)
         if BLOCK_SCALES:
             s = s * (b_qs * tl.load(p_ks + tl.minimum(start + (i % PARTS_K) * BN, M - 1)))
         else:
             s = s * b_qs * tl.load(p_ks + start + o_k, mask=m_n, other=0.0)[None, :]
-        if HAS_BIAS:
+        if p_bias is not None:
             s += scale_log2 * tl.load(
                 p_bias[:, None] + start + o_k[None, :],
                 mask=m_m[:, None] & m_n[None, :],
@@ -143,30 +112,16 @@ def quantized_kernel(
             )
         if not EVEN or BLOCK_K % BN != 0:
             s = tl.where(m_n[None, :], s, float("-inf"))
-        m_new = tl.maximum(b_m, tl.max(s, 1))
-        # A row that has seen no key keeps m = -inf, and -inf minus -inf is no number.
-        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        a = tl.exp2(b_m - m_safe)
-        p = tl.exp2(s - m_safe[:, None])
-        b_l = b_l * a + tl.sum(p, 1)
-        b_v = tl.load(
-            p_v + start * s_vn + o_k[:, None] * s_vn + o_d[None, :] * s_vd,
-            mask=m_n[:, None] & m_d[None, :],
-            other=0.0,
-        )
+        p, a, b_m, b_l = online_softmax(s, b_m, b_l)
+        b_v = load_rows(p_v, s_v, start + o_k, o_d, m_k)
         if FP8:
             p = p * 448.0
         b_acc = b_acc * a[:, None] + dot(p.to(b_v.dtype), b_v, UPCAST_DOT, "ieee")
-        b_m = m_new
 
-    l_safe = tl.where(b_l == 0.0, 1.0, b_l)
+    o, lse = finished(b_acc, b_m, b_l)
     row = (b * H + h) * N + o_m
-    tl.store(
-        p_o + row[:, None] * D + o_d[None, :],
-        b_acc / l_safe[:, None],
-        mask=m_m[:, None] & m_d[None, :],
-    )
-    tl.store(p_lse + row, (b_m + tl.log2(l_safe)) * 0.6931471805599453, mask=m_m)
+    tl.store(p_o + row[:, None] * D + o_d[None, :], o, mask=m_q)
+    tl.store(p_lse + row, lse, mask=m_m)
 
 
 def launch_quantized(
@@ -197,29 +152,12 @@ def launch_quantized(
     o = torch.empty(q8.shape, dtype=torch.float32, device=q8.device)
     lse = torch.empty(batch, heads, n, dtype=torch.float32, device=q8.device)
     nq = cnt.shape[2]
-    quantized_kernel[(batch * heads * nq * (-(-block_q // tiles.block_m)),)](
-        q8,
-        q_scale.contiguous(),
-        k8,
-        k_scale.contiguous(),
-        None if bias is None else bias.contiguous(),
-        v,
-        o,
-        lse,
-        idx,
-        cnt,
-        order,
-        kv_valid,
-        kv_lens,
-        *q8.stride(),
-        *k8.stride(),
-        *v.stride(),
-        *idx.stride()[:3],
-        *cnt.stride(),
-        n,
-        m,
-        nq,
-        scale * LOG2_E,
+    bias = None if bias is None else bias.contiguous()
+    scales = q_scale.contiguous(), k_scale.contiguous()
+    quantized_kernel[(batch * heads * nq * -(-block_q // tiles.block_m),)](
+        *(q8, scales[0], k8, scales[1], bias, v, o, lse, idx, cnt, order, kv_valid, kv_lens),
+        *(x.stride() for x in (q8, k8, v, idx, cnt)),
+        *(n, m, nq, scale * LOG2_E),
         H=heads,
         GROUP=heads // k8.shape[1],
         D=d,
@@ -230,10 +168,6 @@ def launch_quantized(
         BN=tiles.block_n,
         BIAS_ROWS=GROUP_Q,
         EVEN=m % block_k == 0 and kv_valid is None and kv_lens is None,
-        HAS_BIAS=bias is not None,
-        HAS_ORDER=order is not None,
-        HAS_VALID=kv_valid is not None,
-        HAS_LENS=kv_lens is not None,
         BLOCK_SCALES=scale_per_block,
         FP8=v.dtype == torch.float8_e4m3fn,
         UPCAST_DOT=upcast_dot,

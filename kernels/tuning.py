@@ -19,20 +19,26 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 __all__ = [
+    "LOG2_E",
     "Tiles",
     "architecture",
     "cache_folder",
     "key_of",
     "measured_path",
     "pick",
+    "pick_for",
     "read_measured",
     "shared_bytes",
+    "unserved",
     "write_measured",
 ]
 
 VARIABLE = "SKIPSTEP_TUNING"
+LOG2_E = 1.4426950408889634
+LARGEST_D = 256
 
 # Bytes of shared memory that one block may use (CUDA C++ programming guide, compute capabilities).
 SHARED_LIMIT = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -162,6 +168,19 @@ def pick(op: str, *, d: int, dtype: torch.dtype, sm: int, block_q: int, block_k:
     while shared_bytes(tiles, d, size) > limit and tiles.stages > 1:
         tiles = replace(tiles, stages=tiles.stages - 1)
     return tiles
+
+
+def pick_for(op: str, q: Tensor, block_q: int, block_k: int) -> Tiles:
+    """Choose the tiles for queries on their device."""
+    sm = architecture(q.device)
+    return pick(op, d=q.shape[-1], dtype=q.dtype, sm=sm, block_q=block_q, block_k=block_k)
+
+
+def unserved(q: Tensor) -> str | None:
+    """Say why an attention kernel cannot serve queries of this shape, if it cannot."""
+    if q.shape[-1] > LARGEST_D:
+        return f"the head dim is {q.shape[-1]}, the kernel takes at most {LARGEST_D}"
+    return None
 
 
 def fitting(tile: int, block: int) -> int:

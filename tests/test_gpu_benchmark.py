@@ -78,6 +78,10 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
         pytest.skip("there is a GPU")
     assert main(["sparse", "--output", str(tmp_path)]) == 1
     assert "not measured: there is no GPU here" in capsys.readouterr().out
+    assert main(["--output", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert all(f"\n{name} " in f"\n{said}" for name in SLICES)
+    assert "not measured: there is no GPU here" in said
 
 
 def test_pages_show_lines_of_a_gpu_and_none_of_a_dry_run(tmp_path: Path) -> None:

@@ -72,12 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
     if given.slice == "docs":
         regenerate(given.page, given.output)
         return 0
-    if not given.dry_run and not torch.cuda.is_available():
-        print("not measured: there is no GPU here; --dry-run goes through the code on the CPU")
-        return 1
-    machine = Machine(torch.device("cpu" if given.dry_run else "cuda"), tiny=given.dry_run)
+    has_gpu = torch.cuda.is_available()
+    on_cpu = given.dry_run or not has_gpu
+    machine = Machine(torch.device("cpu" if on_cpu else "cuda"), tiny=given.dry_run)
     if given.slice is None:
         overview(machine, given.output)
+    if not given.dry_run and not has_gpu:
+        print("not measured: there is no GPU here; --dry-run goes through the code on the CPU")
+        return 1
+    if given.slice is None:
         return 0
     deadline = time.monotonic() + 60 * given.minutes
     left = 0
@@ -91,5 +94,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        sys.exit(main())
+    sys.exit(main())

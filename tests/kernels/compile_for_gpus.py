@@ -6,7 +6,7 @@ launched is compiled to machine code. One line per kernel is printed.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
@@ -19,7 +19,8 @@ from triton.runtime.jit import JITFunction
 
 from skipstep.kernels.block_pool_triton import block_stats_triton
 from skipstep.kernels.block_scores_triton import pooled_softmax_triton
-from skipstep.kernels.block_sparse_attention_triton import launch_attention, launch_gradients
+from skipstep.kernels.block_sparse_attention_triton import launch_attention
+from skipstep.kernels.block_sparse_gradients_triton import launch_gradients
 from skipstep.kernels.delta_triton import shift_groups_triton
 from skipstep.kernels.glu_triton import glu_triton
 from skipstep.kernels.gs_bin import TileLists
@@ -43,11 +44,24 @@ TYPES = {
 }
 
 
-def type_of(value: Any) -> str:
-    """Name a kernel argument's type for the compiler."""
+def type_of(value: Any, is_constant: Callable[[Any], bool]) -> Any:
+    """Name a kernel argument's type for the compiler; a tuple's is that of its parts."""
+    if isinstance(value, tuple):
+        return tuple(type_of(part, is_constant) for part in value)
+    if is_constant(value):
+        return "constexpr"
     if isinstance(value, torch.Tensor):
         return TYPES[value.dtype]
     return "fp32" if isinstance(value, float) else "i32"
+
+
+def parts_of(value: Any, place: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """List a kernel argument, or the parts of a tuple, with their places."""
+    if not isinstance(value, tuple):
+        yield place, value
+        return
+    for number, part in enumerate(value):
+        yield from parts_of(part, (*place, number))
 
 
 def compile_instead(
@@ -59,23 +73,16 @@ def compile_instead(
     and sizes 16 divides: without that it neither loads whole vectors nor loads ahead.
     """
     given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-    free = {parameter.name for parameter in kernel.params if not parameter.do_not_specialize}
-    constants = {
-        parameter.name: given[parameter.name]
-        for parameter in kernel.params
-        if parameter.is_constexpr
-        or given[parameter.name] is None
-        or (parameter.name in free and is_one(given[parameter.name]))
-    }
-    signature = {
-        name: "constexpr" if name in constants else type_of(given[name])
-        for name in kernel.arg_names
-    }
-    divisible = {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(kernel.arg_names)
-        if name not in constants and name in free and divides_by_16(given[name])
-    }
+    signature, constants, divisible = {}, {}, {}
+    for number, parameter in enumerate(kernel.params):
+        value, is_free = given[parameter.name], not parameter.do_not_specialize
+        is_constant = constant_in(parameter.is_constexpr, is_free)
+        signature[parameter.name] = type_of(value, is_constant)
+        for place, part in parts_of(value, (number,)):
+            if is_constant(part):
+                constants[place] = part
+            elif is_free and divides_by_16(part):
+                divisible[place] = [["tt.divisibility", 16]]
     options = {name: given[name] for name in ("num_warps", "num_stages") if name in given}
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     compiled = triton.compile(ASTSource(kernel, signature, constants, divisible), target, options)
@@ -83,8 +90,13 @@ def compile_instead(
     print(kernel.__name__, len(compiled.asm["cubin"]), "bytes,", shared, "of shared memory")
 
 
+def constant_in(is_constexpr: bool, is_free: bool) -> Callable[[Any], bool]:
+    """Return which values of a parameter a launch would make constants."""
+    return lambda value: is_constexpr or value is None or (is_free and is_one(value))
+
+
 def is_one(value: Any) -> bool:
-    """Say whether a launch would make this argument a constant."""
+    """Say whether a value is the number 1."""
     return isinstance(value, int) and value == 1
 
 

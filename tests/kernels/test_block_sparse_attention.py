@@ -21,9 +21,9 @@ from skipstep.kernels.block_sparse_attention import (
     _attention,
     block_sparse_attention,
     block_sparse_attention_ref,
-    kept_keys,
     merge,
 )
+from skipstep.kernels.kept_keys import kept_keys
 
 torch.set_num_threads(1)
 

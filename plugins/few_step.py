@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from skipstep.caching.artefact import load_artefact
+from skipstep.files.artefact import load_artefact
 from skipstep.plugins.errors import Incompatible
 from skipstep.plugins.fingerprint import mismatches
 from skipstep.plugins.profile import Denoiser

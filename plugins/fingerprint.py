@@ -14,7 +14,7 @@ from typing import Any
 import diffusers
 import torch
 
-from skipstep.caching.artefact import differences
+from skipstep.files.artefact import differences
 from skipstep.plugins.profile import profile
 
 __all__ = ["MODEL_ENTRIES", "bound_call", "fingerprint", "mismatches", "of_the_call"]

@@ -1,4 +1,4 @@
-"""Imports run one way: kernels <- caching, samplers <- plugins <- pipelines <- app."""
+"""Imports run one way: files, kernels <- caching, samplers <- plugins <- pipelines <- app."""
 
 import ast
 import sys
@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BELOW_PLUGINS = {"kernels", "caching", "samplers"}
+BELOW_PLUGINS = {"files", "kernels", "caching", "samplers"}
 MAY_IMPORT = {
+    "files": {"files"},
     "kernels": {"kernels"},
-    "caching": {"kernels", "caching"},
-    "samplers": {"kernels", "samplers"},
+    "caching": {"files", "kernels", "caching"},
+    "samplers": {"files", "kernels", "samplers"},
     "plugins": BELOW_PLUGINS | {"plugins"},
     "testing": BELOW_PLUGINS | {"plugins", "testing"},
     "pipelines": BELOW_PLUGINS | {"plugins", "pipelines"},
@@ -21,7 +22,7 @@ MAY_IMPORT = {
     "app": BELOW_PLUGINS | {"plugins", "pipelines", "skipstep"},
 }
 # The lowest layers know tensors, not pipelines.
-NO_PIPELINE_LIBRARIES = {"kernels", "caching"}
+NO_PIPELINE_LIBRARIES = {"files", "kernels", "caching"}
 PIPELINE_LIBRARIES = {"diffusers", "transformers", "accelerate"}
 # One method, one file, of tensors alone: what the plugin around it does is none of its business.
 METHODS = ROOT / "plugins" / "attention" / "methods"

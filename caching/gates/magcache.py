@@ -26,10 +26,10 @@ from jaxtyping import Shaped
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from torch import Tensor
 
-from skipstep.caching.artefact import load_artefact, save_artefact
 from skipstep.caching.base import Choice, Gate, LooksAt, Seen, Step
 from skipstep.caching.gates.first_block import compare
 from skipstep.caching.gates.schedule import nearest_step
+from skipstep.files.artefact import load_artefact, save_artefact
 
 __all__ = ["MagCacheGate", "MagCacheState", "MagnitudeRatios"]
 

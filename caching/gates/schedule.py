@@ -22,8 +22,8 @@ from jaxtyping import Shaped
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from torch import Tensor
 
-from skipstep.caching.artefact import load_artefact, save_artefact
 from skipstep.caching.base import Choice, Gate, LooksAt, Seen, Step
+from skipstep.files.artefact import load_artefact, save_artefact
 
 __all__ = ["Schedule", "ScheduleGate", "ScheduleState", "nearest_step"]
 

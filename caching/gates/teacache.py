@@ -32,9 +32,9 @@ from jaxtyping import Shaped
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from torch import Tensor
 
-from skipstep.caching.artefact import load_artefact, save_artefact
 from skipstep.caching.base import Choice, Gate, LooksAt, Seen, Step
 from skipstep.caching.gates.first_block import compare
+from skipstep.files.artefact import load_artefact, save_artefact
 from skipstep.kernels.relative_l1 import relative_l1
 
 __all__ = ["PUBLISHED", "AccumulatedState", "TeaCacheGate", "TeaCurve", "read_curve"]

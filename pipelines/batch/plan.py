@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipstep.caching.artefact import differences
+from skipstep.files.artefact import differences
 from skipstep.pipelines.batch.durable import publish_file, publish_opened, remove, temporary_file
 from skipstep.pipelines.batch.files import read_file
 from skipstep.pipelines.batch.rows import Row, RowError, read_row

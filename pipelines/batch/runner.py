@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from skipstep.caching.artefact import differences
+from skipstep.files.artefact import differences
 from skipstep.pipelines.batch import manifests, outputs
 from skipstep.pipelines.batch.attempts import Attempts
 from skipstep.pipelines.batch.claims import Claims

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from skipstep.caching.artefact import refusing_files
+from skipstep.files.artefact import refusing_files
 from skipstep.pipelines.batch.command import Loader, closing_words
 from skipstep.pipelines.batch.engines import Load
 from skipstep.pipelines.batch.files import read_file

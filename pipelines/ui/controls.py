@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from skipstep.caching.artefact import refusing_files
+from skipstep.files.artefact import refusing_files
 from skipstep.pipelines.plugin_tables import allowed
 from skipstep.plugins import catalog, options
 from skipstep.plugins.errors import BadOption

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipstep.caching.artefact import refusing_files
+from skipstep.files.artefact import refusing_files
 from skipstep.pipelines.batch.rows import FIELDS, Row, RowError, read_plugins, read_row
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import build, show

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipstep.caching.artefact import refusing_files
+from skipstep.files.artefact import refusing_files
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.compare import silent
 from skipstep.pipelines.pictures import to_bytes

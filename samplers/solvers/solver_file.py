@@ -1,8 +1,8 @@
 """A calibrated solver as a file: under a hundred numbers that a person can read.
 
-It may come from a stranger, so it is read strictly: a regular file of at most 64 kB, JSON without
-NaN or infinity, a known kind and version, no unknown key, and numbers that form a solver. Nodes are
-stored as flow time t = sigma / (alpha + sigma), because s is infinite where a flow begins.
+It may come from a stranger, so it is read strictly (files/artefact.py), and refused where its
+numbers form no solver. Nodes are stored as flow time t = sigma / (alpha + sigma), because s is
+infinite where a flow begins.
 """
 
 import json
@@ -11,8 +11,9 @@ from pathlib import Path as File
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, JsonValue, TypeAdapter
 
+from skipstep.files.artefact import load_artefact
 from skipstep.samplers.solvers.adams import Kernel
 from skipstep.samplers.solvers.nodes import Spacing
 from skipstep.samplers.solvers.paths import PathKind
@@ -151,25 +152,7 @@ class SolverFile:
 
         Raises ValueError that names the file and what is wrong with it.
         """
-        file = File(path).expanduser()
-        if not file.is_file():
-            raise ValueError(f"{file}: there is no such file: make one with skipstep calibrate")
-        with file.open("rb") as opened:
-            raw = opened.read(LIMIT_BYTES + 1)
-        if len(raw) > LIMIT_BYTES:
-            raise ValueError(f"{file}: larger than {LIMIT_BYTES} bytes: this is no solver")
-        try:
-            data = json.loads(raw.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}: not valid JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("kind") != KIND:
-            raise ValueError(f"{file}: 'kind' must be {KIND!r}: is it a file of another sort?")
-        try:
-            return TypeAdapter(cls).validate_python(data)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_context=False, include_url=False)[0]
-            where = ".".join(str(part)[:40] for part in first["loc"]) or "file"
-            raise ValueError(f"{file}: {where}: {first['msg']}") from None
+        return load_artefact(path, cls, kind=KIND, limit=LIMIT_BYTES, made_by="skipstep calibrate")
 
     def save(self, path: str | File) -> None:
         """Write the file, one row a line, so that it can be read and compared."""

@@ -100,7 +100,7 @@ def test_a_recipe_never_opens_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     opened: list[str] = []
     monkeypatch.setattr(Path, "is_file", lambda self: opened.append(str(self)))
-    monkeypatch.setattr("skipstep.caching.artefact._read", opened.append)
+    monkeypatch.setattr("skipstep.files.artefact._read", opened.append)
     for recipe in recipes:
         with pytest.raises(PluginError):
             read_recipe(recipe)

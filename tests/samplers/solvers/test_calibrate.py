@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from skipstep.files.artefact import refusing_files
 from skipstep.pipelines.calibrate_solver import calibrate_solver
 from skipstep.plugins.errors import BadOption, Incompatible, PluginError
 from skipstep.samplers.solvers.adams import Formula
@@ -116,7 +117,7 @@ def test_a_file_reads_back_as_it_was_written(made: SolverFile, tmp_path: Path) -
         ({"guidance": [3.0, 1.0]}, "guidance must rise"),
         ({"kind": "skipstep-schedule"}, "'kind' must be 'skipstep-solver'"),
         ({"extra": 1}, "Unexpected keyword argument"),
-        ({"rows": [[[float("nan"), 0.5]] * 5]}, "finite number"),
+        ({"rows": [[[float("nan"), 0.5]] * 5]}, "NaN is not a number"),
     ],
 )
 def test_a_spoilt_file_is_refused_in_words(
@@ -127,6 +128,12 @@ def test_a_spoilt_file_is_refused_in_words(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=message):
         SolverFile.load(path)
+
+
+def test_a_strangers_path_to_a_solver_is_not_opened(made: SolverFile, tmp_path: Path) -> None:
+    made.save(tmp_path / "solver.json")
+    with refusing_files(), pytest.raises(ValueError, match="a path is not taken here"):
+        Calibrated(file=str(tmp_path / "solver.json"))
 
 
 def test_a_row_of_exact_data_is_found_and_a_stray_trajectory_does_not_bend_it() -> None:

@@ -37,15 +37,26 @@ def refusing_files() -> Iterator[None]:
         _IS_REFUSING.reset(token)
 
 
-def load_artefact(path: str | Path, cls: type[Artefact], *, kind: str) -> Artefact:
+def load_artefact(
+    path: str | Path,
+    cls: type[Artefact],
+    *,
+    kind: str,
+    limit: int = LIMIT_BYTES,
+    made_by: str = "",
+) -> Artefact:
     """Read the file at `path` as a `cls`, a pydantic dataclass of version 1 and the given `kind`.
+
+    Args:
+        limit: the most bytes such a file may have.
+        made_by: the command that makes one, told where the file is missing.
 
     Raises ValueError that names the file and what is wrong with it.
     """
     if _IS_REFUSING.get():
         raise ValueError("a path is not taken here: give what the file holds")
     path = Path(path).expanduser()
-    data = _read(path)
+    data = _read(path, limit, made_by)
     if data.get("kind") != kind:
         raise ValueError(f"{path}: 'kind' must be {kind!r}: is it a file of another sort?")
     if type(data.get("version")) is not int or data["version"] != 1:
@@ -82,15 +93,16 @@ def differences(made_for: Mapping[str, Any], running: Mapping[str, Any]) -> list
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, limit: int, made_by: str) -> dict[str, Any]:
     """Return the JSON object in the file, or say why there is none."""
     # is_file keeps us from waiting on a pipe or reading a device without end.
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+        advice = f": make one with {made_by}" if made_by else ""
+        raise ValueError(f"{path}: there is no such file{advice}")
     with path.open("rb") as file:
-        raw = file.read(LIMIT_BYTES + 1)
-    if len(raw) > LIMIT_BYTES:
-        raise ValueError(f"{path}: larger than {LIMIT_BYTES} bytes: this is no such file")
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"{path}: larger than {limit} bytes: this is no such file")
     try:
         data = json.loads(
             raw.decode("utf-8"),

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from skipstep.caching.artefact import LIMIT_BYTES, differences
 from skipstep.caching.gates.magcache import MagCacheGate, MagnitudeRatios
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
+from skipstep.files.artefact import LIMIT_BYTES, differences
 
 GOOD_SCHEDULE: dict[str, Any] = {
     "version": 1,

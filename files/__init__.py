@@ -1,0 +1,1 @@
+"""Files that carry what was measured, searched or fitted, read strictly."""

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from skipstep.kernels.full_precision import full_precision
+
 __all__ = ["project_gaussians", "rotation_matrices"]
 
 BORDER = 0.15
@@ -34,6 +36,7 @@ def rotation_matrices(quats: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch
     return torch.stack(rows, -1).reshape(*quats.shape[:-1], 3, 3)
 
 
+@full_precision
 def project_gaussians(
     means: Float[Tensor, "n 3"],
     quats: Float[Tensor, "n 4"],

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skipstep.kernels.dispatch import Backend, backend_for, or_torch
+from skipstep.kernels.full_precision import full_precision
 from skipstep.kernels.gs_bin import ALPHA_MIN, TileLists, tile_lists
 
 __all__ = ["ALPHA_MAX", "T_MIN", "rasterize_gaussians", "rasterize_gaussians_ref"]
@@ -215,6 +216,7 @@ def untile(
     return image[:, :height, :width]
 
 
+@full_precision
 def rasterize_gaussians(
     means2d: Float[Tensor, "v n 2"],
     conics: Float[Tensor, "v n 3"],

@@ -20,13 +20,22 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CostVolumeGaussianModel", "PixelGaussians", "pixel_rays", "sweep"]
+from skipstep.kernels.full_precision import full_precision
+from skipstep.pipelines.splat.unet import ViewUNet
+
+__all__ = [
+    "CostVolumeGaussianModel",
+    "PixelGaussians",
+    "flat",
+    "network_input",
+    "pixel_rays",
+    "sweep",
+    "without_white",
+]
 
 F = nn.functional
 
@@ -126,24 +135,8 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
         layers: int = 4,
     ) -> None:
         super().__init__()
-        fine, middle, coarse = channels
         self.hazard = nn.Parameter(torch.tensor([1.0, 0.0, 4.0]))
-        self.enter = nn.Conv2d(10 + 2 * planes, fine, 3, padding=1)
-        self.fine_in = residual(fine, fine)
-        self.down_middle = nn.Conv2d(fine, middle, 3, stride=2, padding=1)
-        self.middle_in = residual(middle, middle)
-        self.down_coarse = nn.Conv2d(middle, coarse, 3, stride=2, padding=1)
-        self.coarse_in = residual(coarse, coarse)
-        self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(coarse, heads, coarse // heads, activation_fn="gelu")
-            for _ in range(layers)
-        )
-        self.middle_out = residual(coarse + middle, middle)
-        self.fine_out = residual(middle + fine, fine)
-        self.leave = nn.Conv2d(fine, planes + 11, 3, padding=1)
-        # The untrained model is the prior itself.
-        nn.init.normal_(self.leave.weight, std=1e-3)
-        nn.init.constant_(self.leave.get_parameter("bias"), 0.0)
+        self.unet = ViewUNet(10 + 2 * planes, planes + 11, channels, heads, layers)
 
     @property
     def planes(self) -> Float[Tensor, " d"]:
@@ -161,70 +154,90 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
 
         Height and width are multiples of 4 times the stride.
         """
+        small, K = self.shrink(pictures, K)
+        occ, dif, o, d = self.volume(small, w2c, K)
+        raw = self.unet(network_input(small, occ, dif, o, d))
+        return self.gaussians(raw.float(), small, K, occ, dif, o, d)
+
+    def shrink(
+        self, pictures: Float[Tensor, "b v 4 height width"], K: Float[Tensor, "b v 3 3"]
+    ) -> tuple[Float[Tensor, "b v 4 rows columns"], Float[Tensor, "b v 3 3"]]:
+        """Return pictures and K at the size of the splat maps."""
         config: Any = self.config
-        stride, b, v = config.stride, *pictures.shape[:2]
+        stride = config.stride
         if any(size % (4 * stride) for size in pictures.shape[-2:]):
             raise ValueError(
                 f"pictures of {pictures.shape[-1]} x {pictures.shape[-2]} do not fit: both sizes "
                 f"must be multiples of {4 * stride}; resize them and the cameras with them"
             )
-        small = F.avg_pool2d(pictures.flatten(0, 1), stride).reshape(
-            b, v, 4, *[size // stride for size in pictures.shape[-2:]]
+        small = F.avg_pool2d(pictures.flatten(0, 1), stride)
+        return small.reshape(*pictures.shape[:3], *small.shape[-2:]), K / K.new_tensor(
+            [[stride], [stride], [1.0]]
         )
-        height, width = small.shape[-2:]
-        K = K / K.new_tensor([[stride], [stride], [1.0]])
-        with torch.no_grad():
-            occ, dif = sweep(small, w2c, K, self.planes)
-            o, d = pixel_rays(w2c, K, height, width)
-        unit = F.normalize(d, dim=-1)
-        centre = o[:, :, None, None].expand_as(d)
-        rays = torch.cat([torch.linalg.cross(centre, unit), unit], -1).permute(0, 1, 4, 2, 3)
-        raw = self.network(torch.cat([small * 2 - 1, rays, occ, 2 * dif], 2))
 
+    @full_precision
+    @torch.no_grad()
+    def volume(
+        self,
+        small: Float[Tensor, "b v 4 height width"],
+        w2c: Float[Tensor, "b v 4 4"],
+        K: Float[Tensor, "b v 3 3"],
+        others: list[list[int]] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return occ and dif of every view and plane (see `sweep`), and its rays."""
+        occ, dif = sweep(small, w2c, K, self.planes, others=others)
+        return occ, dif, *pixel_rays(w2c, K, *small.shape[-2:])
+
+    @full_precision
+    def gaussians(
+        self,
+        raw: Float[Tensor, "b v k height width"],
+        small: Float[Tensor, "b v 4 height width"],
+        K: Float[Tensor, "b v 3 3"],
+        occ: Float[Tensor, "b v d height width"],
+        dif: Float[Tensor, "b v d height width"],
+        o: Float[Tensor, "b v 3"],
+        d: Float[Tensor, "b v height width 3"],
+    ) -> PixelGaussians:
+        """Turn what the network says into Gaussians."""
         p = torch.softmax(log_prior(occ, dif, self.hazard) + 4 * raw[:, :, : len(self.planes)], 2)
         z = torch.einsum("bvdhw,d->bvhw", p, self.planes)
         rgb, scale, quat, opacity = torch.split(raw[:, :, len(self.planes) :], [3, 3, 4, 1], 2)
         alpha = small[:, :, 3:]
-        # The pictures are over white: take the white out again.
-        bare = ((small[:, :, :3] - (1 - alpha)) / alpha.clamp_min(0.3)).clamp(0, 1)
         pixel = z / K[:, :, 0, 0, None, None]
         scales = 0.45 * pixel[:, :, None] * torch.exp(scale.clamp(-3, 2))
-
-        def flat(maps: Tensor) -> Tensor:
-            return maps.permute(0, 1, 3, 4, 2).flatten(1, 3)
-
         return PixelGaussians(
-            means=(centre + d * z[..., None]).flatten(1, 3),
+            means=(o[:, :, None, None] + d * z[..., None]).flatten(1, 3),
             quats=flat(quat) + quat.new_tensor([1.0, 0.0, 0.0, 0.0]),
             scales=flat(scales),
             opacities=flat(torch.sigmoid(4 * opacity + 12 * (alpha - 0.5)))[..., 0],
-            colours=flat((bare + 0.5 * torch.tanh(rgb)).clamp(0, 1)),
+            colours=flat((without_white(small) + 0.5 * torch.tanh(rgb)).clamp(0, 1)),
             z=z,
         )
 
-    def network(
-        self, x: Float[Tensor, "b v c height width"]
-    ) -> Float[Tensor, "b v k height width"]:
-        """Run the U-Net on every view, with attention among all views at its bottom."""
-        b, v = x.shape[:2]
-        fine = self.fine_in(self.enter(x.flatten(0, 1)), None)
-        middle = self.middle_in(self.down_middle(fine), None)
-        coarse = self.coarse_in(self.down_coarse(middle), None)
-        height, width = coarse.shape[-2:]
-        tokens = coarse.flatten(2).mT.reshape(b, v * height * width, -1)  # [b, v height width, c]
-        for block in self.transformer_blocks:
-            tokens = block(tokens)
-        coarse = tokens.reshape(b * v, height * width, -1).mT.reshape(b * v, -1, height, width)
-        up = F.interpolate(coarse, scale_factor=2.0)
-        up = F.interpolate(self.middle_out(torch.cat([up, middle], 1), None), scale_factor=2.0)
-        up = self.fine_out(torch.cat([up, fine], 1), None)
-        out: Tensor = self.leave(F.silu(up))
-        return out.reshape(b, v, *out.shape[1:])
+
+def network_input(
+    small: Float[Tensor, "b v 4 height width"],
+    occ: Float[Tensor, "b v d height width"],
+    dif: Float[Tensor, "b v d height width"],
+    o: Float[Tensor, "b v 3"],
+    d: Float[Tensor, "b v height width 3"],
+) -> Float[Tensor, "b v c height width"]:
+    """Return [picture, rays (o x d, d) with |d| = 1, occ, dif], all around -1 to 1."""
+    unit = F.normalize(d, dim=-1)
+    moment = torch.linalg.cross(o[:, :, None, None].expand_as(d), unit)
+    rays = torch.cat([moment, unit], -1).permute(0, 1, 4, 2, 3)
+    return torch.cat([small * 2 - 1, rays, occ, 2 * dif], 2)
 
 
-def residual(inside: int, outside: int) -> nn.Module:
-    """Build a residual block without time."""
-    block: nn.Module = ResnetBlock2D(
-        in_channels=inside, out_channels=outside, temb_channels=None, groups=8
-    )
-    return block
+def without_white(
+    small: Float[Tensor, "b v 4 height width"],
+) -> Float[Tensor, "b v 3 height width"]:
+    """Return the colours of pictures over white with the white taken out."""
+    alpha = small[:, :, 3:]
+    return ((small[:, :, :3] - (1 - alpha)) / alpha.clamp_min(0.3)).clamp(0, 1)
+
+
+def flat(maps: Float[Tensor, "b v c height width"]) -> Float[Tensor, "b n c"]:
+    """List the pixels of all views."""
+    return maps.permute(0, 1, 3, 4, 2).flatten(1, 3)

@@ -293,3 +293,12 @@ def test_errors_name_what_is_wrong(scene: Scene, around: Around) -> None:
             torch.zeros(1, 0, 2), torch.zeros(1, 0, 3), empty, empty, torch.zeros(1, 0, 1),
             width=0, height=5,
         )  # fmt: skip
+
+
+def test_autocast_around_it_changes_nothing(scene: Scene, around: Around) -> None:
+    gaussians, cameras = scene(60), around(1)
+    plain = gaussians.render(cameras)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = gaussians.render(cameras)
+    torch.testing.assert_close(inside.rgb, plain.rgb, rtol=0, atol=5e-3)
+    torch.testing.assert_close(inside.alpha, plain.alpha, rtol=0, atol=0)

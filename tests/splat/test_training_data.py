@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from skipstep.pipelines.splat import examples as examples_module
-from skipstep.pipelines.splat import train as train_module
 from skipstep.pipelines.splat.cameras import Cameras
 from skipstep.pipelines.splat.capture import CaptureError, read_capture
 from skipstep.pipelines.splat.cost_volume import pixel_rays, sweep
 from skipstep.pipelines.splat.examples import Examples, draw_examples, load_examples
+from skipstep.pipelines.splat.lessons import LESSONS, draw_batch
 from skipstep.pipelines.splat.objects import MISSED, Primitive, input_cameras, meet, picture, trace
-from skipstep.pipelines.splat.train import Trainer, draw_batch
+from skipstep.pipelines.splat.train import Trainer
 
 torch.set_num_threads(1)
 
@@ -94,13 +95,14 @@ def test_shards_are_drawn_once_and_equal_fresh_ones(
         assert torch.equal(getattr(again, name), getattr(examples, name))
 
 
+@pytest.mark.parametrize("name", sorted(LESSONS))
 def test_training_learns_and_resumes_where_it_stopped(
-    tmp_path: Path, examples: Examples, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, examples: Examples
 ) -> None:
-    monkeypatch.setattr(train_module, "BATCH", 1)
+    lesson = replace(LESSONS[name], batch=1)
     generator = torch.Generator().manual_seed(0)
-    batch = draw_batch(examples, generator)
-    whole, halted, resumed = Trainer(), Trainer(), Trainer()
+    batch = draw_batch(lesson, examples, generator)
+    whole, halted, resumed = Trainer(lesson), Trainer(lesson), Trainer(lesson)
     losses = [whole.step(batch, 1.0) for _ in range(2)]
     assert losses[1] < losses[0]
     halted.step(batch, 1.0)
@@ -109,6 +111,18 @@ def test_training_learns_and_resumes_where_it_stopped(
     resumed.step(batch, 1.0)
     for one, two in zip(whole.bare.parameters(), resumed.bare.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_starts_from_the_weights_of_another_model(tmp_path: Path) -> None:
+    lender, borrower = (Trainer(LESSONS[name]) for name in ("cost-volume", "single-view"))
+    lent = {name: value + 1 for name, value in lender.bare.state_dict().items()}
+    save_file(lent, tmp_path / "lent.safetensors")
+    borrower.borrow(tmp_path / "lent.safetensors")
+    mine = borrower.averaged().state_dict()
+    torch.testing.assert_close(mine["unet.fine_in.conv1.weight"], lent["unet.fine_in.conv1.weight"])
+    enter = "unet.enter.weight"
+    torch.testing.assert_close(mine[enter][:, :4], lent[enter][:, :4])
+    assert not torch.allclose(mine[enter][:, 4:], lent[enter][:, 4:6])
 
 
 def test_opengl_poses_become_opencv() -> None:

@@ -26,7 +26,7 @@ from skipstep.plugins.errors import PluginError
 
 __all__ = ["build_app", "main", "serve"]
 
-TITLE = "<h1>skipstep</h1><p>the same noise, less work</p>"
+TITLE = '<div class="head"><h1>skipstep</h1><p>the same noise, less work</p></div>'
 
 
 def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any:
@@ -57,7 +57,7 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
     with gradio.Blocks(
         title="skipstep", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
     ) as ui:
-        gradio.HTML(TITLE, elem_id="head")
+        gradio.HTML(TITLE)
         with gradio.Tabs():
             with gradio.Tab("Create", id="create"):
                 create = CreateTab(page)

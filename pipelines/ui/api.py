@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skipstep.pipelines.batch.stopping import Stop
+from skipstep.pipelines.comparison import Comparison
 from skipstep.pipelines.ui.album import read_picture_settings
 from skipstep.pipelines.ui.autotune_tab import recipe_of, run_autotune
 from skipstep.pipelines.ui.batch_desk import BatchDesk
@@ -126,12 +127,12 @@ class Api:
             steps=steps,
             seed=seed,
         )
-        for event in events:
-            if isinstance(event, Result):
-                files = [as_file(path) for path in save_comparison(event.value, self.page.reports)]
-                yield {"state": "done", "comparison": event.value.to_dict(), "files": files}
-            elif isinstance(event, Step):
-                yield told(event)
+
+        def answer(found: Comparison) -> Json:
+            files = [as_file(path) for path in save_comparison(found, self.page.reports)]
+            return {"comparison": found.to_dict(), "files": files}
+
+        yield from relayed(events, answer)
 
     def sweep(
         self,
@@ -159,23 +160,7 @@ class Api:
             steps=steps,
             seed=seed,
         )
-        for event in events:
-            if isinstance(event, Result):
-                cells = [
-                    {
-                        "name": cell.name,
-                        "options": cell.options,
-                        "steps": cell.steps,
-                        "work": cell.outcome.work,
-                        "psnr": cell.outcome.psnr,
-                        "feature_distance": cell.outcome.distance,
-                        "seconds": cell.outcome.seconds,
-                    }
-                    for cell in event.value
-                ]
-                yield {"state": "done", "cells": cells}
-            elif isinstance(event, Step):
-                yield told(event)
+        yield from relayed(events, lambda cells: {"cells": [cell.to_dict() for cell in cells]})
 
     def autotune(
         self,
@@ -201,12 +186,9 @@ class Api:
             trials=trials,
             minutes=minutes,
         )
-        for event in events:
-            if isinstance(event, Result):
-                found = event.value
-                yield {"state": "done", "recipe": recipe_of(found), "tuning": found.to_dict()}
-            elif isinstance(event, Step):
-                yield told(event)
+        yield from relayed(
+            events, lambda found: {"recipe": recipe_of(found), "tuning": found.to_dict()}
+        )
 
     def batch_start(
         self, file: Json, recipe: str = "", steps: int = 20, seed: int = 0, model: str = REFERENCE
@@ -272,9 +254,13 @@ class Api:
         return path
 
 
-def told(step: Step) -> Json:
-    """Return how far a run is."""
-    return {"state": step.what, "step": step.done, "steps": step.total}
+def relayed(events: Iterator[Any], answer: Callable[[Any], Json]) -> Iterator[Json]:
+    """Yield how far a run is, and at last what `answer` makes of its result."""
+    for event in events:
+        if isinstance(event, Result):
+            yield {"state": "done", **answer(event.value)}
+        elif isinstance(event, Step):
+            yield {"state": event.what, "step": event.done, "steps": event.total}
 
 
 def finished(pair: Pair, plain: Path, accelerated: Path) -> Json:

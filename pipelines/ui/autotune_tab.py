@@ -12,7 +12,7 @@ from skipstep.pipelines.tuning import Tuning
 from skipstep.pipelines.ui.controls import recipe_words
 from skipstep.pipelines.ui.limits import Limits, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
-from skipstep.pipelines.ui.page import Page, private, stoppable
+from skipstep.pipelines.ui.page import Page, private
 from skipstep.pipelines.ui.scatter import Point, scatter
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.studio import Studio
@@ -23,10 +23,11 @@ __all__ = ["AutotuneTab", "recipe_of", "run_autotune"]
 
 MEANINGS = {
     "target_speedup": "at least so many times less work",
-    "max_feature_distance": "at most this feature distance to the plain pictures",
+    "max_feature_distance": "at most this feature distance",
     "min_psnr": "at least so many decibels",
 }
 MOST_TRIALS = 60
+FIGURES = ("work", "speed-up", "PSNR", "LPe")
 
 
 def run_autotune(
@@ -108,7 +109,7 @@ def summary(tuning: Tuning) -> str:
     """Return what was found, in words and as the front's table."""
     held = tuning.held_out
     lines = "".join(
-        f'<tr class="yes"><th scope="row">{escape(trial.name)}'
+        f'<tr><th scope="row">{escape(trial.name)}'
         f"{' (chosen)' if trial is tuning.best else ''}</th>"
         f'<td class="number">{trial.outcome.work:.0%}</td>'
         f'<td class="number">{1 / trial.outcome.work:.2f}x</td>'
@@ -117,11 +118,13 @@ def summary(tuning: Tuning) -> str:
         for trial in tuning.front
     )
     heads = "".join(
-        f'<th scope="col">{name}</th>' for name in ("arm", "work", "speed-up", "PSNR", "LPe")
+        f'<th scope="col"{kind}>{name}</th>'
+        for name, kind in [("arm", ""), *((each, ' class="number"') for each in FIGURES)]
     )
+    unseen = len(tuning.held_out_prompts)
     found = (
         f"{tuning.best.name}: {1 / held.work:.2f}x less work, {held.psnr:.1f} dB on "
-        f"{len(tuning.held_out_prompts)} prompts that no trial saw. {tuning.promise()} "
+        f"{unseen} prompt{'' if unseen == 1 else 's'} that no trial saw. {tuning.promise()} "
         f"{tuning.versus_plain()}"
     )
     return (
@@ -144,7 +147,7 @@ class AutotuneTab:
         )
         with gradio.Row(equal_height=True):
             target = gradio.Dropdown(
-                [(f"{name}: {words}", name) for name, words in MEANINGS.items()],
+                [(words, name) for name, words in MEANINGS.items()],
                 value="target_speedup",
                 label="Target",
                 elem_id="tune-target",
@@ -152,10 +155,8 @@ class AutotuneTab:
             )
             value = gradio.Number(2.0, label="Value", minimum=0, step=0.1, elem_id="tune-value")
             steps = gradio.Slider(5, page.limits.steps, value=20, step=1, label="Steps")
-            trials = gradio.Slider(1, MOST_TRIALS, value=12, step=1, label="Trials at most")
-            minutes = gradio.Number(
-                5, label="Minutes at most", minimum=0.05, maximum=page.limits.minutes
-            )
+            trials = gradio.Slider(1, MOST_TRIALS, value=12, step=1, label="Trials")
+            minutes = gradio.Number(5, label="Minutes", minimum=0.05, maximum=page.limits.minutes)
         prompts = gradio.Textbox(
             "",
             label="Prompts to tune on, one a line",
@@ -163,25 +164,24 @@ class AutotuneTab:
             lines=2,
             max_lines=16,
         )
-        with gradio.Row():
-            go = gradio.Button("Find the recipe", variant="primary", elem_id="tune")
-            stop = gradio.Button("Stop", elem_id="tune-stop")
+        buttons = page.buttons("Find the recipe", "tune")
         status = gradio.HTML("", elem_id="tune-status")
         words = gradio.HTML("", elem_id="tune-summary")
         drawn = gradio.HTML("", elem_id="tune-chart")
-        with gradio.Row(equal_height=True):
-            line = gradio.Textbox(
-                label="Recipe", interactive=False, visible=False, buttons=["copy"], scale=4
+        with gradio.Row():
+            take = gradio.Button(
+                "Use it in Create", visible=False, elem_id="tune-use", scale=0, min_width=200
             )
-            take = gradio.Button("Use it in Create", visible=False, elem_id="tune-use")
-        run = go.click(
-            page.handled(self.run),
-            [model, target, value, prompts, steps, trials, minutes],
-            [status, words, drawn, line, take],
-            show_progress="hidden",
-            **stoppable(),
+        line = gradio.Textbox(
+            label="Recipe",
+            interactive=False,
+            visible=False,
+            buttons=["copy"],
+            max_lines=3,
+            elem_classes="code",
         )
-        stop.click(lambda: "", None, [status], cancels=[run], **private(queue=False))
+        fields = [model, target, value, prompts, steps, trials, minutes]
+        page.connect_run(buttons, self.run, fields, [status, words, drawn, line, take])
         take.click(page.handled(use), [line], recipe, **private(queue=False))
 
     def run(self, *given: Any) -> Iterator[tuple[Any, ...]]:

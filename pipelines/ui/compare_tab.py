@@ -18,7 +18,7 @@ from skipstep.pipelines.comparison import Comparison
 from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.ui.limits import Limits, read_arms_text, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
-from skipstep.pipelines.ui.page import Page, private, stoppable
+from skipstep.pipelines.ui.page import Page
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.studio import Studio, call_beside_prompt
 from skipstep.pipelines.ui.watching import watched
@@ -31,6 +31,10 @@ PROMPTS = (
 )
 RECIPES = "abcache:interval=2\nabcache:interval=3\neasycache:threshold=0.05"
 MOST_REPORTS = 20
+# The page around the frame hears how tall its content is (style.py); a frame cannot say it itself.
+GROW = """<style>main { max-width: none; padding: 0; } body { overflow-y: hidden; }</style>
+<script>new ResizeObserver(() => parent.postMessage(
+  { height: document.documentElement.offsetHeight }, "*")).observe(document.body)</script>"""
 
 
 def run_compare(
@@ -84,9 +88,10 @@ def save_comparison(outcome: Comparison, reports: Path) -> list[str]:
 
 def framed(outcome: Comparison) -> str:
     """Return the page in a frame of its own: its scripts reach neither this page nor a network."""
+    whole = compare_page(outcome).replace("</body>", f"{GROW}</body>")
     return (
         '<iframe class="frame" title="Comparison" sandbox="allow-scripts" '
-        f'srcdoc="{escape(compare_page(outcome), quote=True)}"></iframe>'
+        f'srcdoc="{escape(whole, quote=True)}"></iframe>'
     )
 
 
@@ -120,9 +125,7 @@ class CompareTab:
                     2, page.limits.steps, value=20, step=1, label="Steps", elem_id="compare-steps"
                 )
                 self.seed = gradio.Number(0, label="First seed", precision=0, minimum=0)
-        with gradio.Row():
-            go = gradio.Button("Compare", variant="primary", elem_id="compare")
-            stop = gradio.Button("Stop", elem_id="compare-stop")
+        buttons = page.buttons("Compare", "compare")
         status = gradio.HTML("", elem_id="compare-status")
         files = gradio.File(
             label="To keep: the page, all pictures on one sheet, all numbers",
@@ -132,14 +135,8 @@ class CompareTab:
         )
         shown = gradio.HTML("", elem_id="comparison")
         outputs = [status, shown, files]
-        run = go.click(
-            page.handled(self.run),
-            [model, self.prompts, self.recipes, self.steps, self.seed],
-            outputs,
-            show_progress="hidden",
-            **stoppable(),
-        )
-        stop.click(lambda: "", None, [status], cancels=[run], **private(queue=False))
+        fields = [model, self.prompts, self.recipes, self.steps, self.seed]
+        page.connect_run(buttons, self.run, fields, outputs)
 
     def run(
         self, model: str, prompts: str, recipes: str, steps: float, seed: float

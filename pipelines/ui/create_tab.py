@@ -21,7 +21,7 @@ from skipstep.plugins.errors import PluginError
 
 __all__ = ["CreateTab"]
 
-PROMPT = "pizza, 3d style, on a blue background"
+PROMPT = "hamburger, flat style, on a purple background"
 LARGEST_SEED = 2**53 - 1
 MOST_KEPT = 24
 

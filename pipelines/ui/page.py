@@ -101,6 +101,40 @@ class Page:
                 f"something went wrong inside ({type(error).__name__}): the server's log says what"
             ) from None
 
+    def buttons(self, words: str, name: str) -> tuple[Any, Any]:
+        """Return a button that starts a run and one that stops it, in a row of their own."""
+        gradio = self.gradio
+        with gradio.Row():
+            go = gradio.Button(words, variant="primary", elem_id=name, scale=3)
+            stop = gradio.Button("Stop", interactive=False, elem_id=f"{name}-stop", scale=1)
+        return go, stop
+
+    def connect_run(
+        self,
+        buttons: tuple[Any, Any],
+        handler: Callable[..., Iterator[Any]],
+        inputs: list[Any],
+        outputs: list[Any],
+    ) -> None:
+        """Connect a run with its two buttons: the second can be pressed while it goes on.
+
+        Args:
+            handler: a generator; the first of `outputs` is the line that says how far it is, which
+                is emptied at every end.
+        """
+        go, stop = buttons
+        update, status = self.gradio.update, outputs[0]
+
+        def rest() -> tuple[Any, ...]:
+            return "", update(interactive=False)
+
+        go.click(lambda: update(interactive=True), None, [stop], **private(queue=False))
+        run = go.click(
+            self.handled(handler), inputs, outputs, show_progress="hidden", **stoppable()
+        )
+        run.then(rest, None, [status, stop], **private(queue=False))
+        stop.click(rest, None, [status, stop], cancels=[run], **private(queue=False))
+
     def error(self, words: str) -> Any:
         """Return an error that the browser shows."""
         short = words if len(words) <= LONGEST_MESSAGE else f"{words[: LONGEST_MESSAGE - 3]}..."

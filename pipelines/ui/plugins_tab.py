@@ -44,7 +44,8 @@ class PluginsTab:
         listed = gradio.HTML(
             fragments.plugin_table(page.studio.pipe.list_plugins()), elem_id="plugin-table"
         )
-        chosen = gradio.Dropdown(names, value=names[0], label="Options of", elem_id="plugin-choice")
+        gradio.HTML("<h2>Options</h2>")
+        chosen = gradio.Dropdown(names, value=names[0], label="Plugin", elem_id="plugin-choice")
         shown = gradio.HTML(option_table(names[0]), elem_id="plugin-options")
         chosen.change(page.handled(option_table), [chosen], [shown], **private(queue=False))
         model.change(page.handled(self.list), [model], [listed], **private(**QUEUE))

@@ -15,6 +15,14 @@ MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospac
 HEAD = """
 <link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Cg fill='%230b7a75'%3E%3Crect x='0' y='2' width='4' height='12' rx='1'/%3E%3Crect x='12' y='2' width='4' height='12' rx='1'/%3E%3C/g%3E%3Crect x='6' y='2' width='4' height='12' rx='1' fill='%238fc3c0'/%3E%3C/svg%3E">
 <meta name="referrer" content="no-referrer">
+<script>
+  // A frame of ours says how tall its page is.
+  addEventListener("message", (event) => {
+    for (const frame of document.querySelectorAll("iframe.frame"))
+      if (event.source === frame.contentWindow && event.data.height > 0)
+        frame.style.height = Math.min(event.data.height + 2, 20000) + "px";
+  });
+</script>
 """  # noqa: E501
 
 STYLE = """
@@ -26,10 +34,12 @@ STYLE = """
   --sk-part: #2b7772; --sk-on: #131418; }
 .gradio-container, .gradio-container > main { width: 100%; }
 .gradio-container { max-width: 1320px !important; margin: 0 auto; color: var(--sk-ink); }
-#head { display: flex; align-items: baseline; gap: 14px; flex-wrap: wrap; margin: 6px 0 2px; }
-#head h1 { font-size: 25px; letter-spacing: -.02em; margin: 0; color: var(--sk-ink); }
-#head p { margin: 0; color: var(--sk-soft); }
-.soft { color: var(--sk-soft); margin: 8px 0 0; font-size: 14px; }
+.head { display: flex; align-items: baseline; gap: 14px; flex-wrap: wrap; }
+.head h1 { font-size: 25px; letter-spacing: -.02em; margin: 0; color: var(--sk-ink); }
+.head p { margin: 0; color: var(--sk-soft); }
+.html-container, .block.padded:has(> .html-container) { padding: 0 !important; }
+h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-ink); }
+.soft { color: var(--sk-soft); margin: 6px 0; font-size: 14px; }
 .unseen { position: absolute; left: -9999px; }
 .live { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
 .tile { position: relative; margin: 0; aspect-ratio: 1; border: 1px solid var(--sk-line);
@@ -66,15 +76,19 @@ STYLE = """
   color: var(--sk-ink); font-size: 15px; line-height: 1.5; }
 .wide { overflow-x: auto; background: var(--sk-card); border: 1px solid var(--sk-line);
   border-radius: 12px; }
-.wide table { border-collapse: collapse; width: 100%; font-size: 14px; margin: 0;
+.wide table { border: 0; border-collapse: collapse; width: 100%; font-size: 14px; margin: 0;
   font-variant-numeric: tabular-nums; }
 .wide th, .wide td { padding: 9px 12px; text-align: left; border: 0;
   border-top: 1px solid var(--sk-line); color: var(--sk-ink); vertical-align: top; }
-.wide thead th { color: var(--sk-soft); font-weight: 500; border-top: 0; }
+.wide thead th { color: var(--sk-soft); font-weight: 500; border-top: 0; background: none; }
+.wide thead, .wide tr { border: 0; background: none; }
 .wide tbody th { font: 600 13px ui-monospace, Menlo, "DejaVu Sans Mono", monospace; }
 .wide tr.no th, .wide tr.no td { color: var(--sk-soft); }
-.wide tr.yes td:nth-child(3) { color: var(--sk-plugin); font-weight: 600; }
-.wide td.number { text-align: right; white-space: nowrap; }
+#plugin-table tr.yes td:nth-child(3) { color: var(--sk-plugin); font-weight: 600; }
+.wide .number { text-align: right; white-space: nowrap; }
+#plugin-table .wide { max-height: 560px; overflow-y: auto; }
+#plugin-table thead th { position: sticky; top: 0; background: var(--sk-card);
+  box-shadow: 0 1px var(--sk-line); }
 .chart { background: var(--sk-card); border: 1px solid var(--sk-line); border-radius: 12px;
   padding: 14px; overflow-x: auto; }
 .chart svg { display: block; width: 100%; min-width: 560px; height: auto; }
@@ -83,18 +97,16 @@ STYLE = """
 .chart .dot { fill: var(--sk-plugin); } .chart .fewer { fill: var(--sk-fewer); }
 .chart .front { fill: none; stroke: var(--sk-plugin); stroke-width: 1.5; opacity: .6; }
 .chart .best { fill: none; stroke: var(--sk-ink); stroke-width: 2; }
-.chart .name { fill: var(--sk-ink); }
+.chart .name { fill: var(--sk-ink); paint-order: stroke; stroke: var(--sk-card); stroke-width: 4px; }
 .sheet { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); }
 .sheet figure { margin: 0; }
 .sheet img { width: 100%; border-radius: 10px; border: 1px solid var(--sk-line); display: block; }
 .sheet figcaption { font-size: 13px; line-height: 1.4; margin-top: 6px; color: var(--sk-soft);
   overflow-wrap: anywhere; }
 .sheet figcaption b { color: var(--sk-ink); display: block; font-weight: 600; }
-.frame { width: 100%; height: 1200px; border: 1px solid var(--sk-line); border-radius: 12px;
-  background: var(--sk-back); }
-#recipe textarea { font: 13px/1.5 ui-monospace, Menlo, "DejaVu Sans Mono", monospace; }
+.frame { width: 100%; height: 1200px; border: 0; background: var(--sk-back); }
+#recipe textarea, .code textarea, #compare-recipes textarea { font: 13px/1.5 ui-monospace, Menlo, "DejaVu Sans Mono", monospace; }
 .ends { display: flex; justify-content: space-between; font-size: 13px; color: var(--sk-soft); }
-#live, #ends, #verdict, #timeline, #figures { padding: 0; }
 #gallery .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important;
   grid-auto-rows: 112px; height: auto; }
@@ -156,6 +168,8 @@ def make_theme(gradio: Any) -> Any:
         button_primary_background_fill_dark="#45c2bb",
         button_primary_background_fill_hover_dark="#7fd9d3",
         button_primary_text_color_dark="#10201f",
+        input_border_width="1px",
+        input_border_width_dark="1px",
         block_shadow="none",
         block_shadow_dark="none",
         block_label_background_fill="transparent",

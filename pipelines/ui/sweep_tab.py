@@ -1,12 +1,13 @@
 """The tab that turns one knob: a grid of pictures, and speed against quality."""
 
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from skipstep.pipelines.pictures import data_uri
 from skipstep.pipelines.ui.long_runs import Part, Result, Step, progress_line
-from skipstep.pipelines.ui.page import Page, private, stoppable
+from skipstep.pipelines.ui.page import Page, private
 from skipstep.pipelines.ui.recipe_box import working
 from skipstep.pipelines.ui.scatter import Point, scatter
 from skipstep.pipelines.ui.sweeps import Cell, run_sweep
@@ -23,10 +24,8 @@ def sheet(cells: Sequence[Cell]) -> str:
     parts = ['<div class="sheet">']
     for cell in cells:
         seen = cell.outcome
-        words = (
-            f"{seen.work:.0%} of the work, {seen.psnr:.1f} dB, LPe {seen.distance:.3f}, "
-            f"{seen.seconds:.2f} s"
-        )
+        closeness = "identical" if cell.is_equal else f"{seen.psnr:.1f} dB, LPe {seen.distance:.3f}"
+        words = f"{seen.work:.0%} of the work, {closeness}, {seen.seconds:.2f} s"
         name = escape(cell.name)
         parts.append(
             f'<figure><img src="{data_uri(cell.picture, largest=LARGEST)}" alt="{name}">'
@@ -40,7 +39,7 @@ def chart(cells: Sequence[Cell]) -> str:
     points = [
         Point(
             cell.outcome.work,
-            cell.outcome.psnr,
+            math.inf if cell.is_equal else cell.outcome.psnr,
             cell.name,
             "plugins" if cell.options else "fewer",
         )
@@ -88,9 +87,7 @@ class SweepTab:
             with gradio.Column(min_width=200):
                 steps = gradio.Slider(2, page.limits.steps, value=20, step=1, label="Steps")
                 seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
-        with gradio.Row():
-            go = gradio.Button("Sweep", variant="primary", elem_id="sweep")
-            stop = gradio.Button("Stop", elem_id="sweep-stop")
+        buttons = page.buttons("Sweep", "sweep")
         status = gradio.HTML("", elem_id="sweep-status")
         drawn = gradio.HTML("", elem_id="sweep-chart")
         pictures = gradio.HTML("", elem_id="sweep-sheet")
@@ -101,14 +98,7 @@ class SweepTab:
             **private(queue=False),
         )
         fields = [model, plugin, option, values, second, second_values, prompts, steps, seed]
-        run = go.click(
-            page.handled(self.run),
-            fields,
-            [status, drawn, pictures],
-            show_progress="hidden",
-            **stoppable(),
-        )
-        stop.click(lambda: "", None, [status], cancels=[run], **private(queue=False))
+        page.connect_run(buttons, self.run, fields, [status, drawn, pictures])
 
     def change_plugin(self, plugin: str) -> tuple[Any, ...]:
         """Offer the options of another plugin."""

@@ -1,11 +1,13 @@
 """A sweep: one option of a plugin over some values, perhaps against a second one, in one grid.
 
-Every cell is one run on the first prompts and seeds, beside plain runs with fewer steps, which are
-the line to beat. One run each: `compare` is what measures times.
+Every cell is one run on the first prompts and seeds. The first is the plain one, which all others
+are measured against; plain runs with fewer steps are the line to beat. One run each: `compare` is
+what measures times.
 """
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +22,7 @@ from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.compare import silent
 from skipstep.pipelines.pictures import to_bytes
 from skipstep.pipelines.progress import Progress
-from skipstep.pipelines.trial import Outcome, Trier
+from skipstep.pipelines.trial import LARGEST_PSNR, Outcome, Trier
 from skipstep.pipelines.ui.limits import Limits, read_name, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Part, run_with_model
 from skipstep.pipelines.ui.streams import Tell
@@ -45,6 +47,23 @@ class Cell:
     steps: int
     outcome: Outcome
     picture: NDArray[np.uint8]
+
+    @property
+    def is_equal(self) -> bool:
+        """Say that all pictures are those of the plain pipeline, bit for bit."""
+        return self.outcome.worst_psnr >= LARGEST_PSNR
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, the picture aside."""
+        return {
+            "name": self.name,
+            "options": self.options,
+            "steps": self.steps,
+            "work": self.outcome.work,
+            "psnr": self.outcome.psnr,
+            "feature_distance": self.outcome.distance,
+            "seconds": self.outcome.seconds,
+        }
 
 
 def read_values(what: str, text: object) -> list[Any]:
@@ -132,9 +151,17 @@ def run_sweep(
             before=stop.check,
             look=lambda i, picture: pictures.append(picture) if i == 0 else None,
         )
-        total = len(grid) + len(fewer)
+        total = len(grid) + len(fewer) + 1
         found: list[Cell] = []
         with silent(pipe):
+            progress(0, total, f"{row.steps} plain steps")
+            trier.make_truth()
+            seconds = statistics.median(trier.plain_seconds)
+            equal = Outcome(1.0, LARGEST_PSNR, LARGEST_PSNR, 0.0, seconds)
+            found.append(
+                Cell(f"{row.steps} plain steps", {}, row.steps, equal, to_bytes(trier.truth[0])[0])
+            )
+            tell(Part(found[-1]))
             for options, count in [
                 *((options, row.steps) for options in grid),
                 *(({}, count) for count in fewer),

@@ -71,13 +71,13 @@ def test_a_sweep_shows_every_cell_as_it_comes(studio: Studio) -> None:
     events = list(run_sweep(studio, Limits(), **SWEEP))
     parts = [event.value for event in events if isinstance(event, Part)]
     plain = [f"{steps} plain steps" for steps in (3, 4, 6, 7)]
-    assert [cell.name for cell in parts] == ["interval 1", "interval 2", *plain]
+    assert [cell.name for cell in parts] == ["8 plain steps", "interval 1", "interval 2", *plain]
     assert events[-1].value == parts
-    one, two = parts[:2]
-    assert one.outcome.work == 1 and one.outcome.psnr == 100 and two.outcome.work < 1
-    assert (one.picture != two.picture).any()
-    assert sheet(parts).count("<figure>") == 6
-    assert chart(parts).count("<circle") == 6
+    truth, one, two = parts[:3]
+    assert one.outcome.work == 1 and one.is_equal and two.outcome.work < 1 and not two.is_equal
+    assert (one.picture == truth.picture).all() and (one.picture != two.picture).any()
+    assert sheet(parts).count("<figure>") == 7 and sheet(parts).count("identical") == 2
+    assert chart(parts).count("<circle") == 7
 
 
 def test_two_options_make_a_grid(studio: Studio) -> None:
@@ -151,7 +151,8 @@ def test_a_chart_names_its_points_and_escapes_them() -> None:
     ]
     drawn = scatter(points, y_name="PSNR", y_unit=" dB")
     assert "<b>fast" not in drawn and "&lt;b&gt;fast" in drawn
-    assert drawn.count("<title>") == 3 and drawn.count("<polyline") == 1
+    assert drawn.count("<title>") == 4 and drawn.count("<polyline") == 1
+    assert "nowhere: 25% of the work, identical" in drawn
     assert 'role="img"' in drawn and 'class="best"' in drawn
     assert scatter([points[1]], y_name="PSNR") == ""
 

@@ -100,12 +100,14 @@ class Gate(ABC, Generic[State]):
     """Decide per row and step whether to compute.
 
     Subclasses are frozen pydantic dataclasses with a `type` tag. The state is created once per
-    (run, module, guidance branch) and is the only thing that changes.
+    (run, module, guidance branch) and is the only thing that changes. `learns` says that a gate
+    which looks at the step alone still decides by what was computed before.
     """
 
     type: str
     looks_at: ClassVar[LooksAt]
     needs_noise: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, rows: int) -> State:
@@ -203,9 +205,13 @@ class Span(ABC):
     """Name what is skipped and replaced, and where in the model that is.
 
     Subclasses are frozen pydantic dataclasses with a `type` tag; their state is in a `Pass`.
+    `reaches_into_blocks` says that its places are parts of blocks, which compiled blocks inline;
+    `decides` that what it computes on a skip depends on the features.
     """
 
     type: str
+    reaches_into_blocks: ClassVar[bool] = False
+    decides: ClassVar[bool] = False
 
     @abstractmethod
     def why_not(self, target: "Target", gate: Gate[Any]) -> str | None:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from skipstep.caching.base import Choice, Forecaster, Step
-from skipstep.caching.history import History
+from skipstep.caching.history import History, keep_rows
 from skipstep.caching.storage import Budget, Storage
 from skipstep.caching.tree import map_tensors
 
@@ -173,7 +174,7 @@ class Memory:
     `shapes` are the nesting and shapes of what units returned. `is_filled` says that every sample
     was computed at least once, `is_input_changed` that the model wrote into its own input,
     `refusal` in words that nothing can be skipped in this run. `era` is the span's when the tensors
-    were stored.
+    were stored. `notes` are what a span remembers besides values.
     """
 
     rows: int
@@ -185,6 +186,7 @@ class Memory:
     histories: dict[Hashable, History] = field(default_factory=dict)
     shapes: dict[Hashable, Any] = field(default_factory=dict)
     per_row: dict[Hashable, int] = field(default_factory=dict)
+    notes: dict[Hashable, Tensor] = field(default_factory=dict)
     skips: list[int] = field(default_factory=list)
     is_filled: bool = False
     is_input_changed: bool = False
@@ -230,6 +232,17 @@ class Memory:
         value = self.histories[key].forecast(self.forecaster, rows, at)
         return value.flatten(0, 1) if self.per_row[key] > 1 else value
 
+    def note(self, key: Hashable, values: Shaped[Tensor, "r ..."], rows: list[int]) -> None:
+        """Remember something of some rows, for a span; values[j] belongs to row rows[j]."""
+        self.notes[key] = keep_rows(self.notes.get(key), values, rows, self.rows)
+
+    def noted(self, key: Hashable, rows: list[int]) -> Shaped[Tensor, "r ..."]:
+        """Return what was noted of some rows; it must not be changed in place."""
+        values: Tensor = self.notes[key]
+        if rows == list(range(self.rows)):
+            return values
+        return values.index_select(0, torch.tensor(rows, device=values.device))
+
     def fit(self) -> None:
         """Let go of what is more than `anchors` values of everything."""
         if not self.anchors:
@@ -242,6 +255,7 @@ class Memory:
         if era != self.era:
             self.era, self.is_filled = era, False
             self.histories.clear()
+            self.notes.clear()
             self.budget.dismiss(self)
 
     def forget_if_stale(self) -> bool:

@@ -36,6 +36,7 @@ from skipstep.caching.forecasters.frequency import FrequencySplit
 from skipstep.caching.forecasters.hermite import Hermite
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
+from skipstep.caching.forecasters.rising import Rising
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.gates.adacache import AdaCacheGate
 from skipstep.caching.gates.dicache import DiCacheGate
@@ -44,15 +45,19 @@ from skipstep.caching.gates.first_block import FirstBlockGate
 from skipstep.caching.gates.growing import GrowingGate
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.magcache import MagCacheGate
-from skipstep.caching.gates.schedule import ScheduleGate
+from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.gates.seacache import SeaCacheGate
 from skipstep.caching.gates.speca import SpeCaGate
 from skipstep.caching.gates.teacache import TeaCacheGate
 from skipstep.caching.gates.window import WindowGate
+from skipstep.caching.spans.clusters import Clusters
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.guidance import Guidance
+from skipstep.caching.spans.influence import InfluentialTokens
+from skipstep.caching.spans.layers import Layers
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output, WholeCall, first_block_refusal
+from skipstep.caching.spans.planned import ModulePlan, PlannedModules
 from skipstep.caching.spans.residual import Residual
 from skipstep.caching.spans.tokens import Tokens
 
@@ -93,6 +98,7 @@ AnyForecaster = Annotated[
         | Hermite
         | FoCaForecaster
         | Chebyshev
+        | Rising
         | DynamicModes
         | FrequencySplit
         | Damped,
@@ -103,7 +109,17 @@ AnyForecaster = Annotated[
 ]
 AnySpan = Annotated[
     Annotated[
-        Output | Residual | Modules | DeepFeatures | Guidance | Tokens, Field(discriminator="type")
+        Output
+        | Residual
+        | Modules
+        | DeepFeatures
+        | Guidance
+        | Layers
+        | PlannedModules
+        | Tokens
+        | InfluentialTokens
+        | Clusters,
+        Field(discriminator="type"),
     ],
     WrapValidator(_read),
     SerializeAsAny(),
@@ -140,10 +156,11 @@ class Cache(CachePlugin):
                 f"gate {self.gate.type!r} checks forecasts at the last block, which span "
                 f"{self.span.type!r} does not run on its own: use Residual(last_blocks=1)"
             )
-        if isinstance(self.span, Tokens) and self.forecaster.anchors > 1:
+        if isinstance(self.span, Tokens | InfluentialTokens) and self.forecaster.anchors > 1:
             raise ValueError(
-                f"span 'tokens' holds one value per token, each of another step, and forecaster "
-                f"{self.forecaster.type!r} wants {self.forecaster.anchors} of one step: use 'reuse'"
+                f"span {self.span.type!r} holds one value per token, each of another step, and "
+                f"forecaster {self.forecaster.type!r} wants {self.forecaster.anchors} of one "
+                "step: use 'reuse'"
             )
 
     def parts(self) -> Parts:
@@ -154,15 +171,21 @@ class Cache(CachePlugin):
         return Parts(gate=gate, forecaster=self.forecaster, span=self.span)
 
     def made_for(self) -> dict[str, Any] | None:
-        """Return what the gate's schedule was planned for."""
-        schedule = self.gate.schedule if isinstance(self.gate, ScheduleGate) else None
-        return dict(schedule.fingerprint) if schedule and schedule.fingerprint else None
+        """Return what the gate's schedule, or the span's plan, was made for."""
+        planned = self._planned()
+        return dict(planned.fingerprint) if planned and planned.fingerprint else None
 
     def only_steps(self) -> int | None:
-        """Return the number of steps of the gate's schedule."""
-        gate = self.gate
-        return gate.schedule.steps if isinstance(gate, ScheduleGate) else None
+        """Return the number of steps of the gate's schedule or the span's plan."""
+        planned = self._planned()
+        return planned.steps if planned else None
 
     def refuses_others(self) -> bool:
-        """Tell whether the schedule's `on_mismatch` is "error"."""
-        return isinstance(self.gate, ScheduleGate) and self.gate.on_mismatch == "error"
+        """Tell whether the `on_mismatch` of schedule or plan is "error"."""
+        parts = self.gate, self.span
+        return any(getattr(part, "on_mismatch", None) == "error" for part in parts)
+
+    def _planned(self) -> Schedule | ModulePlan | None:
+        if isinstance(self.gate, ScheduleGate):
+            return self.gate.schedule
+        return self.span.plan if isinstance(self.span, PlannedModules) else None

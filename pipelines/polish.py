@@ -5,11 +5,11 @@ Gwilliam 2025 (arXiv:2506.15682): a genome says what is recomputed, and NSGA-II 
 loss of quality at once. Here a genome has one bit a step, the first generation is planned
 (caching/schedule_plan.py) beside an even rhythm, and the loss is the feature distance to the
 uncached pictures. It costs a run of all prompts a trial, where planning costs one in all: polish a
-schedule that will be used often, on prompts apart from those it is judged on.
+schedule that will be used often, on prompts apart from those it is judged on. One bit for every
+module is `skipstep.pipelines.ecad`.
 
-Differs from the authors' code: one bit a step for the whole span, not one a block and module, which
-the spans cannot follow; fidelity instead of ImageReward; a seeded first generation; NSGA-II is
-optuna's.
+Differs from the authors' code: one bit a step for the whole span, not one a block and module;
+fidelity instead of ImageReward; a planned first generation; NSGA-II is optuna's.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
 from skipstep.caching.schedule_plan import Objective
 from skipstep.pipelines.compare import bare, silent
+from skipstep.pipelines.evolution import Genome, check_search, evolve
 from skipstep.pipelines.plan import Trajectories, feature_of, schedule_cache
 from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.trial import Outcome, Trier
@@ -28,9 +29,6 @@ from skipstep.plugins.errors import PluginError
 __all__ = ["Polished", "polish"]
 
 OBJECTIVES: tuple[Objective, ...] = ("squares", "sum", "minimax")
-MISSING = 'polish needs optuna: pip install "skipstep[tune]"'
-STALE = 5
-"""So many generations without a new schedule end the search."""
 
 
 @dataclass(frozen=True)
@@ -73,43 +71,29 @@ def polish(
 
     Raises PluginError for unusable arguments and where optuna is not installed.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise PluginError(MISSING) from error
-    if trials < 1 or population < 2 or not prompts:
-        raise PluginError(
-            f"polish: trials={trials}, population={population}, {len(prompts)} prompts is not "
-            "allowed: at least 1, 2 and 1"
-        )
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_search("polish", trials=trials, population=population, prompts=len(prompts))
     plan = found.cache(count, forecaster, span)
-    study = optuna.create_study(
-        directions=["minimize", "minimize"],
-        sampler=optuna.samplers.NSGAIISampler(population_size=population, seed=seed),
-    )
-    for compute in first_generation(found, plan, count):
-        study.enqueue_trial({f"step {i}": i in compute for i in range(1, found.steps)})
     trier = Trier(pipe, prompts, range(seed, seed + len(prompts)), found.steps, call)
-    tried: dict[tuple[int, ...], tuple[Cache, Outcome]] = {}
-    in_vain = 0
+    later = range(1, found.steps)
+    done: list[Cache] = []
+
+    def run(genome: Genome) -> tuple[Cache, Outcome]:
+        compute = (0, *(step for step, bit in zip(later, genome, strict=True) if bit))
+        if progress is not None:
+            progress(len(done), trials, f"{len(compute)} steps")
+        done.append(with_steps(plan, compute))
+        return done[-1], trier.run([done[-1]])
+
     with silent(pipe), bare(pipe):
-        while len(tried) < trials and in_vain < STALE * population:
-            trial = study.ask()
-            later = [
-                i
-                for i in range(1, found.steps)
-                if trial.suggest_categorical(f"step {i}", [False, True])
-            ]
-            compute = (0, *later)
-            in_vain = in_vain + 1 if compute in tried else 0
-            if compute not in tried:
-                if progress is not None:
-                    progress(len(tried), trials, f"{len(compute)} steps")
-                cache = with_steps(plan, compute)
-                tried[compute] = cache, trier.run([cache])
-            outcome = tried[compute][1]
-            study.tell(trial, [outcome.work, outcome.distance])
+        tried = evolve(
+            [f"step {step}" for step in later],
+            [tuple(i in steps for i in later) for steps in first_generation(found, plan, count)],
+            run,
+            lambda pair: (pair[1].work, pair[1].distance),
+            trials=trials,
+            population=population,
+            seed=seed,
+        )
     return Polished(list(tried.values()))
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from skipstep.caching.base import CachePlugin, front_of
 from skipstep.caching.passes import Contract, Memory, StackContract
 from skipstep.caching.spans.guidance import Guidance, Pairs
-from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import WholeCall
 from skipstep.caching.storage import Budget, parse_bytes
 from skipstep.caching.tree import rows_of, tensors_in
@@ -51,12 +50,13 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             f"diffusers' own cache is enabled on {name}: "
             f"call pipe.{denoiser.name}.disable_cache() first"
         )
-    if denoiser.is_parallel and parts.gate.looks_at != "step":
+    by_features = parts.gate.looks_at != "step" or parts.gate.learns
+    if denoiser.is_parallel and (by_features or parts.span.decides):
+        who = f"gate {parts.gate.type!r}" if by_features else f"span {parts.span.type!r}"
         return (
-            f"{name} runs in context parallel and gate {parts.gate.type!r} would decide on each "
-            "rank alone, "
-            "which deadlocks when ranks disagree: use a gate that looks at the step ('interval', "
-            "'schedule')"
+            f"{name} runs in context parallel and {who} would decide on each rank alone, which "
+            "deadlocks when ranks disagree: use a gate that looks at the step ('interval', "
+            "'schedule') and a span that does not decide ('residual', 'modules')"
         )
     if denoiser.is_compiled and not isinstance(parts.span, WholeCall):
         return (
@@ -71,7 +71,7 @@ def _why_not_one(plugin: CachePlugin, denoiser: Denoiser) -> str | None:
             f"{name} has compiled blocks, which inline the attention that gate "
             f"{parts.gate.type!r} looks at: use 'fbcache' or 'easycache', or do not compile"
         )
-    if denoiser.has_compiled_blocks and isinstance(parts.span, Modules):
+    if denoiser.has_compiled_blocks and parts.span.reaches_into_blocks:
         return (
             f"{name} has compiled blocks, which inline the modules this cache would skip: use a "
             "cache of whole blocks (enable_plugin('cache', gate='interval', span='residual')) or "
@@ -276,7 +276,7 @@ def _held_bytes(cache: DenoiserCache, run: Run) -> int:
             memory = value[1]
             for history in memory.histories.values():
                 storages |= history.storages()
-            for tensor in _state_tensors(memory.gate_state):
+            for tensor in [*_state_tensors(memory.gate_state), *memory.notes.values()]:
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         if isinstance(key, tuple) and key[:2] == (cache, "pairs"):

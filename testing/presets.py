@@ -7,12 +7,15 @@ gate sees.
 """
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 from skipstep.caching.base import CachePlugin
 from skipstep.caching.magcache import MagCacheCalibration
+from skipstep.caching.spans.planned import whole_plan
 from skipstep.plugins import catalog
 from skipstep.plugins.lifecycle import manager_for
+from skipstep.plugins.profile import profile
 from skipstep.plugins.report import Report
 from skipstep.testing.families import run
 from skipstep.testing.tiny import Tiny
@@ -25,14 +28,18 @@ LIVELY: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 2},
     "adacache": {"codebook": ((5.0, 2),)},
     "cfgcache": {"interval": 2},
+    "clusca": {"interval": 2, "clusters": 2},
     "dbcache": {"back": 0},
     "deepcache": {"interval": 2},
     "deltadit": {"interval": 2, "kept_blocks": 1},
     "dicache": {},
     "duca": {"interval": 3},
     "easycache": {},
+    "ecad": {},
+    "fastercache": {"interval": 2},
     "fbcache": {},
     "foca": {"interval": 2},
+    "foresight": {"tolerance": 4.0},
     "fora": {"interval": 2},
     "freqca": {"interval": 2},
     "hicache": {"interval": 2},
@@ -45,19 +52,24 @@ LIVELY: dict[str, dict[str, Any]] = {
     "taylorseer": {"interval": 3},
     "teacache": {},
     "tgate": {},
+    "toca": {"interval": 3},
 }
 NEVER: dict[str, dict[str, Any]] = {
     "abcache": {"interval": 1},
     "adacache": {"codebook": ((5.0, 1),)},
     "cfgcache": {"interval": 1},
+    "clusca": {"interval": 1},
     "dbcache": {"threshold": 0.0, "back": 0},
     "deepcache": {"interval": 1},
     "deltadit": {"interval": 1, "kept_blocks": 1},
     "dicache": {"threshold": 0.0},
     "duca": {"interval": 1},
     "easycache": {"threshold": 0.0},
+    "ecad": {},
+    "fastercache": {"interval": 1},
     "fbcache": {"threshold": 0.0},
     "foca": {"interval": 1},
+    "foresight": {"tolerance": 0.0},
     "fora": {"interval": 1},
     "freqca": {"interval": 1},
     "hicache": {"interval": 1},
@@ -70,6 +82,7 @@ NEVER: dict[str, dict[str, Any]] = {
     "taylorseer": {"interval": 1},
     "teacache": {"threshold": 0.0},
     "tgate": {"gate_step": 1.0},
+    "toca": {"interval": 1},
 }
 # How far above the median change of one step: a skip or two in a row, then a computed step.
 ABOVE_MEDIAN = 1.6
@@ -98,7 +111,8 @@ def lively(name: str, tiny: Tiny, steps: int = 8, **options: Any) -> CachePlugin
     Raises Incompatible where the threshold or the ratios would have to be measured on a pipeline
     that the preset cannot serve.
     """
-    chosen = {**SHORT, **LIVELY[name], **_ratios(name, tiny, steps)}
+    made = {**_ratios(name, tiny, steps), **_plan(name, tiny, steps, skips=True)}
+    chosen = {**SHORT, **LIVELY[name], **made}
     if name in ADAPTIVE and "threshold" not in options:
         values = [value for row in gate_values(name, tiny, steps) for value in row]
         chosen["threshold"] = min(10.0, ABOVE_MEDIAN * statistics.median(values))
@@ -110,7 +124,8 @@ def never_skips(name: str, tiny: Tiny, steps: int = 8, **options: Any) -> CacheP
 
     Raises Incompatible where MagCache's ratios cannot be measured.
     """
-    return _load(name)(**{**SHORT, **NEVER[name], **_ratios(name, tiny, steps), **options})
+    made = {**_ratios(name, tiny, steps), **_plan(name, tiny, steps, skips=False)}
+    return _load(name)(**{**SHORT, **NEVER[name], **made, **options})
 
 
 def splitting_threshold(name: str, tiny: Tiny, steps: int = 8, batch: int = 4) -> float:
@@ -159,6 +174,23 @@ def _ratios(name: str, tiny: Tiny, steps: int) -> dict[str, Any]:
         _run_with(calibration, tiny, steps, 1)
         _RATIOS[key] = calibration.record.ratios().ratios
     return {"ratios": {"ratios": _RATIOS[key]}}
+
+
+def _plan(name: str, tiny: Tiny, steps: int, *, skips: bool) -> dict[str, Any]:
+    """Make ECAD's plan: every other module of every step but the first, or all of them."""
+    if name != "ecad":
+        return {}
+    whole = whole_plan(profile(tiny.pipe).denoisers[0], steps)
+    if not skips:
+        return {"plan": whole, "on_mismatch": "warn"}
+    rows = [
+        tuple(
+            "".join(str((step + c + block) % 2) for block in range(whole.blocks))
+            for c in range(len(whole.components))
+        )
+        for step in range(1, steps)
+    ]
+    return {"plan": replace(whole, compute=(whole.compute[0], *rows)), "on_mismatch": "warn"}
 
 
 def _run_with(plugin: CachePlugin, tiny: Tiny, steps: int, batch: int) -> Report:

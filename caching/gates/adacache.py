@@ -57,6 +57,7 @@ class AdaCacheGate(Gate[AdaCacheState]):
     """Compute a sample at the steps that its own rate of change sets."""
 
     looks_at: ClassVar[LooksAt] = "step"
+    learns: ClassVar[bool] = True
 
     type: Annotated[Literal["adacache"], Field(description="Tag of this gate.")] = "adacache"
     codebook: Codebook = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2))

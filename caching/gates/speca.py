@@ -47,6 +47,7 @@ class SpeCaGate(VerifyingGate[SpeCaState]):
     """Skip until the last block and its forecast disagree by more than tau."""
 
     looks_at: ClassVar[LooksAt] = "step"
+    learns: ClassVar[bool] = True
 
     type: Annotated[Literal["speca"], Field(description="Tag of this gate.")] = "speca"
     threshold: Tolerance = 0.1

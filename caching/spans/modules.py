@@ -12,7 +12,7 @@ own rhythm (Pyramid Attention Broadcast).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 from pydantic import ConfigDict, Field
@@ -22,27 +22,32 @@ from skipstep.caching.base import Gate, Span, front_of
 from skipstep.caching.passes import Pass, Place, Target
 from skipstep.caching.tree import map_tensors, tensors_in
 
-__all__ = ["ModuleKind", "Modules", "kind_of"]
+__all__ = ["ModuleKind", "ModulePlace", "Modules", "blocks_of", "keep_output", "kind_of"]
+__all__ += ["modules_in", "next_key", "no_modules", "replay"]
 
 ModuleKind = Literal["attention", "temporal_attention", "cross_attention", "feed_forward"]
 
 
 @dataclass(frozen=True)
-class _Module:
-    """One module's place: its path, and whether its output is stored or only its shape.
+class ModulePlace:
+    """One module's place: its path, its kind, the number of its block, and whether its output is
+    stored or only its shape.
 
     `clock` is the path of the module whose stored output tells when this one was last computed.
     """
 
     path: str
+    kind: ModuleKind
+    block: int
     is_stored: bool
     clock: str
-    interval: int | None = None
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Modules(Span):
     """Cache what the modules of the chosen kinds return, in every block."""
+
+    reaches_into_blocks: ClassVar[bool] = True
 
     type: Annotated[Literal["modules"], Field(description="Tag of this span.")] = "modules"
     kinds: Annotated[
@@ -68,15 +73,15 @@ class Modules(Span):
                 f"intervals of module kinds go with gate 'window', which treats all samples alike; "
                 f"gate {gate.type!r} may not: use gate 'window' or leave intervals out"
             )
-        if not any(True for _ in self._modules(target)):
-            return f"{target.class_name} has no {' or '.join(self.kinds)} modules in its blocks"
+        if not any(True for _ in modules_in(target, self.kinds)):
+            return no_modules(target, self.kinds)
         return None
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return the modules; with a gate on the first block that block is watched and none of its
         modules cached.
         """
-        found: list[tuple[nn.Module, Any]] = list(self._modules(target))
+        found: list[tuple[nn.Module, Any]] = list(modules_in(target, self.kinds))
         if gate.looks_at != "first_block":
             return found
         first, second = target.stacks[0][:2]
@@ -90,7 +95,7 @@ class Modules(Span):
 
     def full_work(self, target: Target) -> float:
         """Count the cached modules of an uncached call."""
-        return float(sum(1 for _ in self._modules(target)))
+        return float(sum(1 for _ in modules_in(target, self.kinds)))
 
     def visit(
         self,
@@ -103,30 +108,21 @@ class Modules(Span):
         """Run or replay one module."""
         if isinstance(place, Place):
             return self._watch(place, pass_, call_next, args, kwargs)
-        nth = pass_.trace.get(place.path, 0)
-        pass_.trace[place.path] = nth + 1
-        key = (place.path, nth)
-        clock = (place.clock, nth, 0)
+        key = next_key(place.path, pass_)
+        clock = (place.clock, key[1], 0)
+        interval = self.intervals.get(place.kind)
         is_due = (
-            place.interval is not None
+            interval is not None
             and pass_.mode == "skip"
             and pass_.has(clock)
-            and pass_.age(clock) >= place.interval
+            and pass_.age(clock) >= interval
         )
         if pass_.mode == "skip" and pass_.knows_shape(key) and not is_due:
             pass_.spare(place)
-            if not place.is_stored:
-                return pass_.placeholder(key)
-            position = iter(range(len(tensors_in(pass_.placeholder(key)))))
-            return map_tensors(
-                pass_.placeholder(key), lambda _: pass_.guess((*key, next(position)))
-            )
+            return replay(place, pass_, key)
         output = pass_.run(call_next, args, kwargs)
         if pass_.mode == "compute" or is_due:
-            pass_.remember_shape(key, output)
-            for i, value in enumerate(tensors_in(output) if place.is_stored else []):
-                pass_.keep((*key, i), value)
-                pass_.feature = value
+            keep_output(place, pass_, key, output)
         return output
 
     def _watch(
@@ -163,25 +159,63 @@ class Modules(Span):
             pass_.decide_on(known.main_change(named, outputs), output)
         return output
 
-    def _modules(self, target: Target) -> Iterator[tuple[nn.Module, _Module]]:
-        names = {id(module): path for path, module in target.inner.named_modules()}
-        for block in _blocks(target):
-            children = dict(block.named_children())
-            joins = _is_linear(children.get("proj_out")) and _is_linear(children.get("proj_mlp"))
-            for name, child in children.items():
-                kind, path = kind_of(name, child), names[id(child)]
-                if kind == "attention" and ("temporal" in path or "motion_modules" in path):
-                    kind = "temporal_attention"
-                if joins and (name in ("proj_out", "proj_mlp") or kind):
-                    if set(self.kinds) >= {"attention", "feed_forward"}:
-                        clock = names[id(children["proj_out"])]
-                        every = self.intervals.get("attention")
-                        yield child, _Module(path, name == "proj_out", clock, every)
-                elif kind in self.kinds:
-                    yield child, _Module(path, True, path, self.intervals.get(kind))
+
+Key = tuple[str, int]
 
 
-def _blocks(target: Target) -> list[nn.Module]:
+def next_key(path: str, pass_: Pass) -> Key:
+    """Return under what a module's output is stored: a module may run several times in a pass."""
+    nth: int = pass_.trace.get(path, 0)
+    pass_.trace[path] = nth + 1
+    return path, nth
+
+
+def replay(place: ModulePlace, pass_: Pass, key: Key) -> Any:
+    """Return the forecast of a module's output, or zeros where nothing reads it."""
+    if not place.is_stored:
+        return pass_.placeholder(key)
+    position = iter(range(len(tensors_in(pass_.placeholder(key)))))
+    return map_tensors(pass_.placeholder(key), lambda _: pass_.guess((*key, next(position))))
+
+
+def keep_output(place: ModulePlace, pass_: Pass, key: Key, output: Any) -> None:
+    """Store what a module returned."""
+    pass_.remember_shape(key, output)
+    for i, value in enumerate(tensors_in(output) if place.is_stored else []):
+        pass_.keep((*key, i), value)
+        pass_.feature = value
+
+
+def modules_in(
+    target: Target, kinds: tuple[ModuleKind, ...]
+) -> Iterator[tuple[nn.Module, ModulePlace]]:
+    """Yield the modules of these kinds with their places, block by block.
+
+    The three parts of a single-stream block are one unit of kind "attention", found where both
+    attention and feed-forward are asked for.
+    """
+    names = {id(module): path for path, module in target.inner.named_modules()}
+    for number, block in enumerate(blocks_of(target)):
+        children = dict(block.named_children())
+        joins = _is_linear(children.get("proj_out")) and _is_linear(children.get("proj_mlp"))
+        for name, child in children.items():
+            kind, path = kind_of(name, child), names[id(child)]
+            if kind == "attention" and ("temporal" in path or "motion_modules" in path):
+                kind = "temporal_attention"
+            if joins and (name in ("proj_out", "proj_mlp") or kind):
+                if set(kinds) >= {"attention", "feed_forward"}:
+                    clock = names[id(children["proj_out"])]
+                    yield child, ModulePlace(path, "attention", number, name == "proj_out", clock)
+            elif kind in kinds:
+                yield child, ModulePlace(path, kind, number, True, path)
+
+
+def no_modules(target: Target, kinds: tuple[ModuleKind, ...]) -> str:
+    """Say that a denoiser has no modules of these kinds."""
+    return f"{target.class_name} has no {' or '.join(kinds)} modules in its blocks"
+
+
+def blocks_of(target: Target) -> list[nn.Module]:
     """Return the transformer blocks: the stacks of a DiT, or every module with attention and feed-
     forward children.
     """

@@ -12,18 +12,13 @@ grows with age by itself. Attention is repeated as a whole: a token's attention 
 With `every` > 1 tokens are refreshed on the first of that many skips in a row only (DuCa: 2, its
 cautious and aggressive steps in turn).
 
-That a feed-forward works token by token is tried out on its first call; one that does not is
-computed in full.
-
 Differs from the authors' code: the score needs neither attention maps (ToCa) nor value norms
 (DuCa), so it works with every attention kernel, at the price of holding x'; R is the same in all
-blocks; blocks that end in one projection of attention and feed-forward together (the second list of
-FLUX) are computed in full.
+blocks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -33,19 +28,28 @@ from torch import Tensor, nn
 
 from skipstep.caching.base import Gate, Span
 from skipstep.caching.passes import Pass, Target
-from skipstep.caching.spans.modules import Modules
+from skipstep.caching.spans.feed_forwards import (
+    ATTENTIONS,
+    FeedForward,
+    Outputs,
+    feed_forwards_in,
+    first_skips,
+    units_of,
+    visit_feed_forward,
+    why_no_tokens,
+)
 
-__all__ = ["Tokens", "most_changed"]
+__all__ = ["Share", "Tokens", "most_changed"]
 
-TOKENWISE = 2e-2
-"""Largest relative difference, in one token, of a feed-forward that works token by token."""
-
-
-@dataclass(frozen=True)
-class _FeedForward:
-    """One feed-forward's place."""
-
-    path: str
+Share = Annotated[
+    float,
+    Field(
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="R: share of the tokens that a skip still computes; at least one is.",
+    ),
+]
 
 
 def most_changed(
@@ -66,40 +70,25 @@ def most_changed(
 class Tokens(Span):
     """Refresh a share of the tokens in every feed-forward and repeat attention."""
 
+    reaches_into_blocks: ClassVar[bool] = True
+
     type: Annotated[Literal["tokens"], Field(description="Tag of this span.")] = "tokens"
-    share: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            allow_inf_nan=False,
-            description="R: share of the tokens that a skip still computes; at least one is.",
-        ),
-    ] = 0.2
+    share: Share = 0.2
     every: Annotated[
         int, Field(ge=1, description="Refresh on the first of this many skips in a row.")
     ] = 1
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why this denoiser has no tokens to choose from, or None."""
-        if gate.looks_at == "first_block":
-            return (
-                f"gate {gate.type!r} decides behind the first block, which span 'tokens' does not "
-                "watch: use a gate that looks at the step ('interval') or the input ('easycache')"
-            )
-        return _feed_forwards().why_not(target, gate)
+        return why_no_tokens(self.type, target, gate)
 
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
         """Return every attention and every feed-forward."""
-        feed_forwards = [
-            (module, _FeedForward(place.path))
-            for module, place in _feed_forwards().places(target, gate)
-        ]
-        return [*feed_forwards, *_attentions().places(target, gate)]
+        return [*feed_forwards_in(target, gate), *ATTENTIONS.places(target, gate)]
 
     def full_work(self, target: Target) -> float:
         """Count the modules of an uncached call."""
-        return _feed_forwards().full_work(target) + _attentions().full_work(target)
+        return units_of(target)
 
     def visit(
         self,
@@ -110,45 +99,34 @@ class Tokens(Span):
         kwargs: dict[str, Any],
     ) -> Any:
         """Run, partly run or replay one module."""
-        if not isinstance(place, _FeedForward):
-            return _attentions().visit(place, pass_, call_next, args, kwargs)
-        x = args[0] if len(args) == 1 and not kwargs else None
-        if not isinstance(x, Tensor) or x.ndim != 3:
-            return pass_.run(call_next, args, kwargs)
-        nth = pass_.trace.get(place.path, 0)
-        pass_.trace[place.path] = nth + 1
-        inputs, outputs = (place.path, nth, "in"), (place.path, nth, "out")
-        if pass_.mode == "skip" and pass_.has(outputs):
-            return self._refresh(place, pass_, call_next, x, inputs, outputs)
-        y = pass_.run(call_next, args, kwargs)
-        if pass_.mode == "compute" and (pass_.has(outputs) or _is_tokenwise(call_next, x, y)):
-            pass_.keep(inputs, x)
-            pass_.keep(outputs, y)
-            pass_.feature = y
-        return y
+        if not isinstance(place, FeedForward):
+            return ATTENTIONS.visit(place, pass_, call_next, args, kwargs)
+        return visit_feed_forward(
+            place,
+            pass_,
+            call_next,
+            args,
+            kwargs,
+            refresh=lambda outputs, x: self._refresh(place, pass_, call_next, x, outputs),
+            keep=lambda outputs, x, y: pass_.keep(_inputs(outputs), x),
+        )
 
     def _refresh(
         self,
-        place: _FeedForward,
+        place: FeedForward,
         pass_: Pass,
         call_next: Callable[..., Any],
         x: Float[Tensor, "n s c"],
-        inputs: tuple[Any, ...],
-        outputs: tuple[Any, ...],
+        outputs: Outputs,
     ) -> Float[Tensor, "n s d"]:
         """Return the stored outputs with those of the most changed tokens replaced."""
         known = pass_.guess(outputs)
         per_row = len(x) // len(pass_.rows)
-        fresh = [
-            j * per_row + i
-            for j, row in enumerate(pass_.rows)
-            if self.share and pass_.memory.skips[row] % self.every == 0
-            for i in range(per_row)
-        ]
-        if not fresh:
+        fresh = [j * per_row + i for j in first_skips(pass_, self.every) for i in range(per_row)]
+        if not fresh or not self.share:
             pass_.spare(place)
             return known
-        before, tokens = pass_.guess(inputs), x.shape[1]
+        before, tokens = pass_.guess(_inputs(outputs)), x.shape[1]
         count = max(1, round(self.share * tokens))
         entries = torch.tensor(fresh, device=x.device)[:, None]
         chosen = most_changed(x[fresh], before[fresh], count)
@@ -158,22 +136,10 @@ class Tokens(Span):
         y, x_now = known.clone(), before.clone()
         y[entries, chosen] = call_next(x[entries, chosen])
         x_now[entries, chosen] = x[entries, chosen]
-        pass_.keep(inputs, x_now)
+        pass_.keep(_inputs(outputs), x_now)
         pass_.keep(outputs, y)
         return y
 
 
-def _attentions() -> Modules:
-    return Modules(kinds=("attention", "cross_attention"))
-
-
-def _feed_forwards() -> Modules:
-    return Modules(kinds=("feed_forward",))
-
-
-def _is_tokenwise(call_next: Callable[..., Any], x: Float[Tensor, "n s c"], y: Any) -> bool:
-    """Say whether one token alone gives what it gave among the others."""
-    if not isinstance(y, Tensor) or y.shape[:2] != x.shape[:2]:
-        return False
-    alone, among = call_next(x[:, :1]), y[:, :1]
-    return bool((alone - among).abs().mean() <= TOKENWISE * among.abs().mean())
+def _inputs(outputs: Outputs) -> Outputs:
+    return (*outputs[:2], "in")

@@ -9,12 +9,15 @@ from skipstep.caching.abcache import ABCache
 from skipstep.caching.adacache import AdaCache
 from skipstep.caching.base import CachePlugin, Step
 from skipstep.caching.cfgcache import CFGCache
+from skipstep.caching.clusca import ClusCa
 from skipstep.caching.dbcache import DBCache
 from skipstep.caching.deepcache import DeepCache
 from skipstep.caching.deltadit import DeltaDiT
 from skipstep.caching.dicache import DiCache
 from skipstep.caching.duca import DuCa
 from skipstep.caching.easycache import EasyCache
+from skipstep.caching.ecad import ECAD
+from skipstep.caching.fastercache import FasterCache
 from skipstep.caching.fbcache import FBCache
 from skipstep.caching.foca import FoCa
 from skipstep.caching.fora import FORA
@@ -26,7 +29,9 @@ from skipstep.caching.forecasters.frequency import FrequencySplit
 from skipstep.caching.forecasters.hermite import Hermite
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
+from skipstep.caching.forecasters.rising import Rising
 from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.foresight import Foresight
 from skipstep.caching.freqca import FreqCa
 from skipstep.caching.gates.adacache import AdaCacheGate
 from skipstep.caching.gates.dicache import DiCacheGate
@@ -47,10 +52,14 @@ from skipstep.caching.magcache import MagCache, MagCacheCalibration
 from skipstep.caching.pab import PAB
 from skipstep.caching.product import Cache
 from skipstep.caching.seacache import SeaCache
+from skipstep.caching.spans.clusters import Clusters
 from skipstep.caching.spans.deep_features import DeepFeatures
 from skipstep.caching.spans.guidance import Guidance
+from skipstep.caching.spans.influence import InfluentialTokens
+from skipstep.caching.spans.layers import Layers
 from skipstep.caching.spans.modules import Modules
 from skipstep.caching.spans.output import Output
+from skipstep.caching.spans.planned import ModulePlan, PlannedModules
 from skipstep.caching.spans.residual import Residual
 from skipstep.caching.spans.tokens import Tokens
 from skipstep.caching.speca import SpeCa
@@ -58,11 +67,17 @@ from skipstep.caching.spectrum import Spectrum
 from skipstep.caching.taylorseer import TaylorSeer
 from skipstep.caching.teacache import TeaCache, TeaCacheCalibration
 from skipstep.caching.tgate import TGate
+from skipstep.caching.toca import ToCa
 
 PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
     FORA: (IntervalGate, Reuse, Modules),
     FBCache: (FirstBlockGate, Reuse, Residual),
     DuCa: (IntervalGate, Reuse, Tokens),
+    ToCa: (IntervalGate, Reuse, InfluentialTokens),
+    ClusCa: (IntervalGate, Taylor, Clusters),
+    Foresight: (IntervalGate, Reuse, Layers),
+    FasterCache: (IntervalGate, Rising, Modules),
+    ECAD: (IntervalGate, Reuse, PlannedModules),
     EasyCache: (EasyCacheGate, Reuse, Output),
     TaylorSeer: (IntervalGate, Taylor, Modules),
     ABCache: (IntervalGate, Lagrange, Output),
@@ -89,12 +104,13 @@ PARTS: dict[type[CachePlugin], tuple[type, type, type]] = {
 }
 PRESETS = list(PARTS)
 RATIOS = MagnitudeRatios(ratios=(1.0, 1.1, 1.05))
+PLAN = ModulePlan(components=("attention",), compute=(("1",),))
+NEEDED = {MagCache: {"ratios": RATIOS}, ECAD: {"plan": PLAN}}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parts_are_the_papers(preset: type[CachePlugin]) -> None:
-    options = {"ratios": RATIOS} if preset is MagCache else {}
-    parts = preset(**options).parts()  # type: ignore[arg-type]
+    parts = preset(**NEEDED.get(preset, {})).parts()  # type: ignore[arg-type]
     assert (type(parts.gate), type(parts.forecaster), type(parts.span)) == PARTS[preset]
 
 
@@ -116,12 +132,23 @@ def test_options_reach_the_parts() -> None:
     assert spectrum.forecaster == Chebyshev(degree=2, penalty=0.2, window=7, mix=0.9)
     assert spectrum.gate == GrowingGate(window=3, growth=1, warmup_steps=5)
     rhythms: list[Any] = [FORA, TaylorSeer, ABCache, DeepCache, DeltaDiT, CFGCache, DuCa]
-    for preset in [*rhythms, HiCache, HiCachePP, FoCa, FreqCa]:
+    rhythms += [HiCache, HiCachePP, FoCa, FreqCa, ToCa, ClusCa, Foresight, FasterCache]
+    for preset in rhythms:
         gate = preset(interval=7, warmup_steps=4).parts().gate
         assert gate == IntervalGate(interval=7, warmup_steps=4)
     span = DeltaDiT(kept_blocks=3, boundary=0.25).parts().span
     assert span == Residual(first_blocks=3, last_blocks=0, swap_at=0.25)
     assert DuCa(share=0.5, every=3).parts().span == Tokens(share=0.5, every=3)
+    assert Foresight(tolerance=2).parts().span == Layers(tolerance=2)
+    assert FasterCache(start=0.1, stop=0.6).parts().forecaster == Rising(start=0.1, stop=0.6)
+    clusca = ClusCa(clusters=9, propagation=0.1, order=2).parts()
+    assert clusca.span == Clusters(clusters=9, propagation=0.1)
+    assert clusca.forecaster == Taylor(order=2)
+    assert ClusCa(order=0).parts().forecaster == Reuse()
+    weights = {"influence": 2, "entropy": 3, "waiting": 4, "spread": 5}
+    toca = ToCa(interval=6, share=0.3, **weights).parts()  # type: ignore[arg-type]
+    assert toca.span == InfluentialTokens(share=0.3, period=6, **weights)  # type: ignore[arg-type]
+    assert ECAD(plan=PLAN).parts().span == PlannedModules(plan=PLAN)
     speca = SpeCa(threshold=0.4, decay=0.5, floor=0.1, order=2).parts()
     assert speca.gate == SpeCaGate(threshold=0.4, decay=0.5, floor=0.1)
     assert (speca.forecaster, speca.span) == (Taylor(order=2), Residual(last_blocks=1))

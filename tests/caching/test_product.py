@@ -58,11 +58,13 @@ def test_an_interval_gate_takes_the_plugins_warmup_unless_it_has_its_own() -> No
         ),
         (
             {"forecaster": "tailor"},
-            "'tailor'.*'reuse', 'taylor', 'lagrange', 'hermite', 'foca', 'chebyshev', 'dmd'",
+            "'tailor'.*'reuse', 'taylor', 'lagrange', 'hermite', 'foca', 'chebyshev', "
+            "'rising', 'dmd'",
         ),
         (
             {"span": "outputs"},
-            "'outputs'.*'output', 'residual', 'modules', 'deep_features', 'guidance', 'tokens'",
+            "'outputs'.*'output', 'residual', 'modules', 'deep_features', 'guidance', "
+            "'layers', 'planned_modules', 'tokens', 'influential_tokens', 'clusters'",
         ),
         ({"gate": {"type": "interval", "intervall": 3}}, "gate.interval.intervall"),
         ({"gate": {"type": "interval", "interval": 0}}, "greater than or equal to 1"),

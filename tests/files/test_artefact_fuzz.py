@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from skipstep.caching.gates.schedule import Schedule
+from skipstep.caching.spans.planned import ModulePlan
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 ANY_JSON = st.recursive(
@@ -84,6 +85,71 @@ def test_a_damaged_file_is_refused_or_still_a_schedule(cut: int, data: Any) -> N
     whole[position] = data.draw(st.integers(0, 255))
     found = read(bytes(whole[:cut] if cut < len(whole) else whole))
     assert found is None or (found.compute[0] == 0 and found.compute[-1] < found.steps)
+
+
+def read_plan(raw: bytes) -> ModulePlan | None:
+    """Read bytes as a plan's file; None when it was refused in words that begin with its path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "p.json")
+        path.write_bytes(raw)
+        try:
+            return ModulePlan.load(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and len(str(error)) < 2000
+            return None
+
+
+BITS = st.text("01", max_size=3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    components=ANY_JSON | st.lists(st.sampled_from(("attention", "feed_forward", "x")), max_size=3),
+    compute=ANY_JSON | st.lists(st.lists(BITS | PLAIN, max_size=2), max_size=4),
+)
+@example(components=["attention"], compute=[["1"], ["0"]])
+@example(components=["attention"], compute=[["\u0661"], ["\u0660"]])
+@example(components=["attention"], compute=[["1\n"]])
+@example(components=["attention"], compute=[["1" * 1001]])
+@example(components=["attention"], compute=[[1], [0]])
+def test_a_plan_that_is_read_is_a_box_of_digits_and_survives_saving(
+    components: Any, compute: Any
+) -> None:
+    content = {
+        "version": 1,
+        "kind": "skipstep-module-plan",
+        "components": components,
+        "compute": compute,
+    }
+    found = read_plan(json.dumps(content).encode())
+    if found is None:
+        return
+    assert [list(row) for row in found.compute] == compute
+    assert {(len(row), *map(len, row)) for row in compute} == {
+        (len(components), *[found.blocks] * len(components))
+    }
+    assert set("".join(bits for row in compute for bits in row)) <= set("01")
+    assert "0" not in "".join(compute[0])
+    with tempfile.TemporaryDirectory() as folder:
+        found.save(Path(folder, "p.json"))
+        assert ModulePlan.load(Path(folder, "p.json")) == found
+
+
+@given(position=st.integers(0, 10**6), byte=st.integers(0, 255))
+def test_a_damaged_plan_is_refused_or_still_a_plan(position: int, byte: int) -> None:
+    plan = {"components": ["attention"], "compute": [["11"], ["10"]]}
+    whole = bytearray(json.dumps({"version": 1, "kind": "skipstep-module-plan", **plan}).encode())
+    whole[position % len(whole)] = byte
+    found = read_plan(bytes(whole))
+    assert found is None or (found.steps, found.blocks) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", ["skipstep-schedule", None])
+def test_a_file_of_another_sort_is_no_plan(kind: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"version": 1, "kind": kind, "steps": 2, "compute": [0]}))
+    with pytest.raises(ValueError, match="'kind' must be 'skipstep-module-plan'"):
+        ModulePlan.load(path)
 
 
 def test_a_file_above_the_size_limit_is_not_read(tmp_path: Path) -> None:

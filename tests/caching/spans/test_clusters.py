@@ -1,0 +1,127 @@
+"""Clusters: k-means on tokens, and what a representative tells about the others."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skipstep.caching.clusca import ClusCa
+from skipstep.caching.product import Cache
+from skipstep.caching.spans.clusters import nearest_tokens, token_clusters
+from skipstep.testing import run, tiny_pipeline
+from tests.test_oracles import computed_steps, enabled, exchanged
+
+STEPS = 10
+COMPUTES = computed_steps(warmup=2, interval=3, final=0)
+
+
+def spread(x: Tensor, clusters: Tensor) -> float:
+    """Return the sum of squared distances to the clusters' means."""
+    groups = [x[clusters == c] for c in clusters.unique()]
+    return float(sum((group - group.mean(0)).square().sum() for group in groups))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), tokens=st.integers(1, 20), k=st.integers(1, 24))
+def test_rounds_never_widen_the_clusters_and_a_representative_is_a_member(
+    seed: int, tokens: int, k: int
+) -> None:
+    x = torch.randn(1, tokens, 3, generator=torch.Generator().manual_seed(seed))
+    widths = [spread(x[0], token_clusters(x, k, rounds=n)[0]) for n in range(5)]
+    assert all(b <= a + 1e-4 for a, b in zip(widths, widths[1:], strict=False))
+    clusters = token_clusters(x, k, rounds=4)
+    found = nearest_tokens(x, clusters, min(k, tokens))[0]
+    for cluster in clusters.unique().tolist():
+        members = (clusters[0] == cluster).nonzero()[:, 0]
+        mean = x[0, members].mean(0)
+        nearest = members[(x[0, members] - mean).norm(dim=1).argmin()]
+        torch.testing.assert_close(
+            (x[0, found[cluster]] - mean).norm(), (x[0, nearest] - mean).norm()
+        )
+
+
+def test_samples_are_clustered_each_for_itself() -> None:
+    x = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([token_clusters(each[None], 4, rounds=3) for each in x])
+    assert torch.equal(token_clusters(x, 4, rounds=3), alone)
+
+
+def test_clusca_equals_a_loop_by_hand() -> None:
+    tiny = tiny_pipeline("pixart")
+    step, deepest = [-1], dict[int, Tensor]()
+    blocks = tiny.pipe.transformer.transformer_blocks
+
+    def count(original: Any, *args: Any, **kwargs: Any) -> Any:
+        step[0] += 1
+        return original(*args, **kwargs)
+
+    def attention() -> Any:
+        kept: list[Any] = []
+
+        def reference(original: Any, *args: Any, **kwargs: Any) -> Any:
+            if step[0] in COMPUTES:
+                kept[:] = [original(*args, **kwargs)]
+            return kept[0]
+
+        return reference
+
+    def feed_forward(number: int) -> Any:
+        kept: list[Tensor] = []
+
+        def reference(original: Any, x: Tensor) -> Tensor:
+            y: Tensor = original(x)
+            if step[0] in COMPUTES:
+                kept[:] = [y]
+                if number == len(blocks) - 1:
+                    deepest[0] = y
+                return y
+            clusters = token_clusters(deepest[0], 3, rounds=5)
+            chosen = nearest_tokens(deepest[0], clusters, 3)
+            result = kept[0].clone()
+            for sample in range(len(x)):
+                for token in range(x.shape[1]):
+                    r = chosen[sample, clusters[sample, token]]
+                    error = y[sample, r] - kept[0][sample, r]
+                    result[sample, token] += (1.0 if token == r else 0.25) * error
+            return result
+
+        return reference
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(exchanged(tiny.pipe.transformer, count))
+        for number, block in enumerate(blocks):
+            for module in (block.attn1, block.attn2):
+                stack.enter_context(exchanged(module, attention()))
+            stack.enter_context(exchanged(block.ff, feed_forward(number)))
+        expected = run(tiny, steps=STEPS)
+    plugin = ClusCa(warmup_steps=2, interval=3, clusters=3, propagation=0.25, order=0)
+    with enabled(tiny, plugin) as handle:
+        found = run(tiny, steps=STEPS)
+        report = handle.report()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    tokens = int(deepest[0].shape[1])
+    skipped = (STEPS - len(COMPUTES)) * 3 / tokens / 3  # one feed-forward in three modules
+    assert report.fraction == pytest.approx((len(COMPUTES) + skipped) / STEPS)
+
+
+def test_as_many_clusters_as_tokens_compute_every_feed_forward_whatever_the_forecast() -> None:
+    tiny = tiny_pipeline("pixart")
+    with enabled(tiny, ClusCa(warmup_steps=2, interval=3, clusters=1024, order=0)):
+        found = run(tiny, steps=STEPS)
+    rhythm: dict[str, Any] = {"gate": {"type": "interval", "interval": 3}, "warmup_steps": 2}
+    span = {"type": "modules", "kinds": ("attention", "cross_attention")}
+    with enabled(tiny, Cache(**rhythm, final_steps=0, max_skips=None, span=span)):  # type: ignore[arg-type]
+        expected = run(tiny, steps=STEPS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_batch_equals_its_single_runs() -> None:
+    tiny = tiny_pipeline("pixart")
+    with enabled(tiny, ClusCa(warmup_steps=2, interval=3, clusters=3)):
+        batch = run(tiny, steps=STEPS, batch=2)
+        singles = torch.cat([run(tiny, steps=STEPS, seed=seed) for seed in range(2)])
+    torch.testing.assert_close(batch, singles, rtol=0, atol=1e-5)

@@ -8,8 +8,8 @@
    plain steps of the same work; one that fails there gives way to the next, a few times.
 
 Every trial is in the store, an SQLite file. A tuning that was stopped goes on there: finished
-trials are read, the interrupted one runs again. A tuning of another pipeline, target prompts, steps
-or call has a study of its own in the same file.
+trials are read, the interrupted one runs again; so does a tuning to another target. One of another
+pipeline, or with other prompts, steps or call, has a study of its own in the same file.
 """
 
 import hashlib
@@ -194,7 +194,6 @@ class Job:
             "steps": self.steps,
             "seed": self.seed,
             "call": {name: repr(value) for name, value in sorted(self.call.items())},
-            "target": asdict(self.target),
             "arms": ARMS,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

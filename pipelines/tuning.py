@@ -21,6 +21,7 @@ from skipstep.plugins import options, recipe
 __all__ = ["Target", "Trial", "Tuning"]
 
 WIDTH, HEIGHT, MARGIN = 900, 560, 70
+COLOURS = {"fewer": COUNTER, "solver": "#5b4fb0"}
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,15 @@ class Tuning:
         return bool(self.best.params["method"] == "fewer")
 
     @property
+    def is_solver(self) -> bool:
+        """Say whether another solver won: it runs in fewer steps, which the call has to name."""
+        return bool(self.best.params["method"] == "solver")
+
+    @property
     def run_steps(self) -> int:
         """Return the num_inference_steps to call the pipeline with."""
-        return int(self.best.params["count"]) if self.is_plain else self.steps
+        is_fewer = self.is_plain or self.is_solver
+        return int(self.best.params["count"]) if is_fewer else self.steps
 
     def __str__(self) -> str:
         held = self.held_out
@@ -152,10 +159,14 @@ class Tuning:
                 f"Fewer plain steps win: call the pipeline with num_inference_steps="
                 f"{self.run_steps}, no plugin is switched on."
             )
+        if self.is_solver:
+            wins = f"A solver wins: call the pipeline with num_inference_steps={self.run_steps}. "
+        else:
+            wins = ""
         if self.plain is None:
-            return "Nothing is saved, so there is no number of plain steps to set beside it."
+            return wins + "Nothing is saved, so there is no number of plain steps to set beside it."
         verdict = "worse" if self.plain.distance > self.held_out.distance else "as good or better"
-        return (
+        return wins + (
             f"{self.plain_steps} plain steps would be {verdict}: {self.plain.psnr:.1f} dB, "
             f"LPe {self.plain.distance:.4f}."
         )
@@ -225,10 +236,14 @@ def draw(tuning: Tuning) -> Image.Image:
     if len(joined) > 1:
         pen.line(joined, fill=ACCENT, width=2)
     for trial in tuning.trials:
-        dot(pen, at(trial), 4, COUNTER if trial.params["method"] == "fewer" else ACCENT)
+        dot(pen, at(trial), 4, COLOURS.get(trial.params["method"], ACCENT))
     x, y = at(tuning.best)
     pen.ellipse((x - 9, y - 9, x + 9, y + 9), outline=INK, width=2)
-    legend: Sequence[tuple[str, str]] = (("caches", ACCENT), ("fewer plain steps", COUNTER))
+    legend: Sequence[tuple[str, str]] = (
+        ("caches", ACCENT),
+        ("other solvers, fewer steps", COLOURS["solver"]),
+        ("fewer plain steps", COUNTER),
+    )
     for line, (text, colour) in enumerate(legend):
         dot(pen, (WIDTH - 210, MARGIN + 20 * line), 4, colour)
         pen.text((WIDTH - 198, MARGIN + 20 * line), text, fill=INK, font=small, anchor="lm")

@@ -43,6 +43,8 @@ def attach(plugin: SamplerPlugin, site: Any) -> None:
         if "own scheduler" in run.state:
             vars(run.pipe)["scheduler"] = run.state.pop("own scheduler")
 
+    if isinstance(plugin, Calibrated):
+        site.default(num_inference_steps=plugin.solver.steps)
     site.on_begin(swap_in)
     site.on_end(put_back)
     attach_more = getattr(plugin, "attach", None)

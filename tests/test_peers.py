@@ -138,7 +138,7 @@ def test_every_setting_of_ours_is_a_plugin_and_no_setting_is_there_twice() -> No
         if name in catalog.BUILTIN and name != "magcache":
             options.build(name, chosen)
         else:
-            assert name in ("planned", "scheduled", "magcache")
+            assert name in ("planned", "scheduled", "fitted", "magcache")
 
 
 def test_a_grid_is_every_combination_in_order() -> None:

@@ -52,12 +52,15 @@ MODELS = {
 
 # Planned for this model and number of steps, on prompts that are not measured.
 PLANNED = "planned:share=%(n)s,damping=%(d)s,span=%(s)s"
+# Fewer steps of a solver fitted to where the pipeline's own ends, on the same other prompts.
+FITTED = "fitted:share=%(n)s"
 # cache-dit's own lists of computed steps, with a line of ours.
 BY_HAND = "scheduled:steps=%(m)s,forecaster={type: lagrange, order: 2},span=output"
 
 SKIPSTEP_QUICK = (
     *grid(PLANNED, n=(0.68, 0.57, 0.5, 0.43, 0.36, 0.32, 0.25), d=(0.5,), s=("output",)),
     *grid(PLANNED, n=(0.43, 0.36, 0.32, 0.25), d=(0.75,), s=("output",)),
+    *grid(FITTED, n=(0.5, 0.36, 0.29, 0.21)),
     *grid(BY_HAND, m=("medium", "fast", "ultra")),
     *grid("abcache:interval=%(n)s", n=(2, 3, 4)),
     *grid("seacache:threshold=%(t)s", t=(0.25, 0.5)),

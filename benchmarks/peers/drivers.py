@@ -93,6 +93,10 @@ def skipstep(pipe: Any, setting: str, steps: int) -> Call:
             planned(pipe, take(given, setting, share=0.5, damping=0.5, span="output"), steps)
         )
         return lambda **call: pipe(**call)
+    if name == "fitted":
+        count = round(take(given, setting, share=0.5)["share"] * steps)
+        pipe.enable_plugin(fitted(pipe, count, steps))
+        return lambda **call: pipe(**{**call, "num_inference_steps": count})
     if name == "magcache":
         from skipstep.pipelines.calibrate import calibrate_magcache
 
@@ -118,6 +122,18 @@ def planned(pipe: Any, chosen: dict[str, Any], steps: int) -> Any:
     return RECORDED[steps, feature].cache(count, forecaster, chosen["span"])
 
 
+def fitted(pipe: Any, count: int, steps: int) -> Any:
+    """Return a solver of `count` steps, fitted to where the pipeline ends in `steps`."""
+    from skipstep.pipelines.reference.prompts import load_prompts
+    from skipstep.pipelines.tune_solvers import CALIBRATED, Solvers
+
+    if steps not in FITTED:
+        prompts = [prompt["prompt"] for prompt in load_prompts()[1::64]]
+        FITTED[steps] = Solvers(pipe, prompts, steps, seed=0, call={})
+    return FITTED[steps].plugin(CALIBRATED, count)
+
+
+FITTED: dict[int, Any] = {}
 RECORDED: dict[tuple[int, str], Any] = {}
 PROMPT = "a pizza, 3d style, on a blue background"
 

@@ -123,6 +123,7 @@ def outcome(work: float, distance: float, psnr: float = 30.0) -> Outcome:
 
 def trial(number: int, work: float, distance: float, method: str = "adaptive") -> Trial:
     params: dict[str, Any] = {"method": method, "preset": "x", "threshold": 0.1, "count": 9}
+    params |= {"solver": "unipc", "rhythm": "every 2nd"}
     return Trial(number, params, outcome(work, distance, psnr=40 - 100 * distance))
 
 
@@ -168,6 +169,10 @@ def test_the_outcome_says_when_fewer_steps_win_and_when_the_promise_is_broken() 
     assert "Fewer plain steps win" in str(wins) and "num_inference_steps=9" in str(wins)
     cache = tuning(TRIALS[0], outcome(0.5, 0.1), outcome(0.5, 0.05))
     assert "10 plain steps would be as good or better" in str(cache) and cache.run_steps == 20
+    solved = tuning(trial(7, 0.5, 0.1, "solver"), outcome(0.5, 0.1), outcome(0.5, 0.2))
+    assert solved.run_steps == 9 and not solved.is_plain
+    assert "A solver wins: call the pipeline with num_inference_steps=9. 10 plain" in str(solved)
+    assert "9 steps of unipc, every 2nd computed" in str(solved)
     better = tuning(TRIALS[0], outcome(0.51, 0.1), outcome(0.5, 0.3))
     assert "10 plain steps would be worse" in str(better)
     assert "missed by less than 5 %" in str(better)

@@ -2,9 +2,9 @@
 
 At sparsity s a list keeps 1 - s of the key blocks, so 1 / (1 - s) is the ideal gain over dense
 scaled dot-product attention. Dense and sparse calls run in turns in this one process, on one
-thread; figures are CPU seconds, the least of all rounds, because neighbours on a shared machine
-only ever add. Lists are random top-k, which no two query blocks share: the hardest case. Break-even
-is the density at which sparse is as fast as dense, from which `plugins.attention` stays dense.
+thread; figures are CPU seconds, the median of all rounds. Lists are random top-k, which no two
+query blocks share: the hardest case. Break-even is the density at which sparse is as fast as dense,
+from which `plugins.attention` stays dense.
 
     python -m benchmarks.attention
     python -m benchmarks.attention --errors    # of quantised attention, on drawn tensors
@@ -62,17 +62,17 @@ def random_lists(
     return from_topk(scores, keep, block_q=block_q, block_k=block_k)
 
 
-def least_cpu_seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Run all calls in turns and return the least CPU seconds of each."""
-    least = dict.fromkeys(calls, float("inf"))
+def cpu_seconds(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Run all calls in turns and return the median CPU seconds of each."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(rounds):
         for name, call in calls.items():
             started = time.process_time()
             call()
-            least[name] = min(least[name], time.process_time() - started)
-    return least
+            taken[name].append(time.process_time() - started)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
 def measure(
@@ -94,9 +94,9 @@ def measure(
             calls[f"{sparsity}"] = lambda lists=lists: block_sparse_attention(  # type: ignore[misc] # the default binds the loop's lists
                 q, k, v, lists
             )
-        least = least_cpu_seconds(calls, rounds)
+        seconds = cpu_seconds(calls, rounds)
         rows += [
-            Row(name, block_q, density, least["dense"], least[key])
+            Row(name, block_q, density, seconds["dense"], seconds[key])
             for key, density in densities.items()
         ]
     return rows
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--d", type=int, default=64, help="head dim")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--blocks", type=int, nargs="+", default=[128, 256, 512])
     parser.add_argument("--types", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--output", type=Path, help="also write the rows as JSON lines")

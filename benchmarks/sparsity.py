@@ -1,6 +1,7 @@
 """Sparse attention methods at equal density, on the real attention inputs of the reference model.
 
     python -m benchmarks.sparsity                     prints the table
+    python -m benchmarks.sparsity --model picture256 --size 256 --block 8 --pictures 8
     python -m benchmarks.sparsity --picture docs/attention-masks.png
 
 Queries, keys and values of all layers are taken from a run of the reference model. Every method is
@@ -8,12 +9,16 @@ asked for the share at which its mean density over all calls comes nearest to th
 its own rounding, and judged by |o - o_dense|^2 / |o_dense|^2 over all of them. "exact" knows the
 true attention of every block and keeps the best of every row, in raster order or on a curve;
 "random" keeps any. Methods about time are left out: pictures have none. Nothing is timed.
+
+With `--pictures` so many prompts are drawn with every method at the share that was found, too, and
+compared with what dense attention draws from the same seeds. Five of the 20 steps are dense for all
+of them, the one included at which a method looks up its masks.
 """
 
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -28,6 +33,7 @@ from skipstep.kernels.permute import gilbert_order
 from skipstep.pipelines.compare import describe_machine
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
+from skipstep.pipelines.trial import Trier
 from skipstep.plugins.attention.block_sparse import METHODS
 from skipstep.plugins.attention.layout import Layout
 from skipstep.plugins.attention.methods.base import Choice, Grid, Scene, SparseAttention
@@ -41,6 +47,7 @@ TAKEN = (4, 8, 12, 16)
 judged for none.
 """
 SEARCHES = 9
+DENSE_STEPS = 5
 SIDE, GAP, LINE = 160, 14, 14
 FROZEN = pydantic.dataclasses.dataclass(
     frozen=True, kw_only=True, config=ConfigDict(extra="forbid")
@@ -74,13 +81,15 @@ class Recorder:
         mask: Tensor | None,
         scale: float | None,
         is_plain: bool,
-    ) -> None:
+        dense: Callable[[], Tensor],
+    ) -> Tensor:
         """Keep one call, if its step is one to take."""
         step, layer = divmod(self.calls, self.layers)
         self.calls += 1
+        output = dense()
         if step in TAKEN:
-            dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-            self.taken.append(Taken(step, layer, q, k, v, dense))
+            self.taken.append(Taken(step, layer, q, k, v, output))
+        return output
 
 
 @FROZEN
@@ -141,13 +150,11 @@ class Random(SparseAttention):
 
 def take(pipe: Any, size: int, count: int) -> tuple[list[Taken], Layout]:
     """Run the reference model and return its attention calls; `size` is the picture's side."""
-    known = [each["prompt"] for each in load_prompts()]
-    prompts = known[:: len(known) // count][:count]
     points, _ = points_in(pipe.transformer)
     recorder = Recorder(len(points))
     with standing_in(points), listening(recorder):
         pipe(
-            prompts,
+            prompts_of(count),
             num_inference_steps=STEPS,
             height=size,
             width=size,
@@ -156,6 +163,20 @@ def take(pipe: Any, size: int, count: int) -> tuple[list[Taken], Layout]:
         )
     side = round(recorder.taken[0].q.shape[2] ** 0.5)
     return recorder.taken, Layout((1, side, side))
+
+
+def prompts_of(count: int) -> list[str]:
+    """Return so many of the known prompts, evenly spaced."""
+    known = [each["prompt"] for each in load_prompts()] if count else []
+    return known[:: max(1, len(known) // max(count, 1))][:count]
+
+
+def decibels(trier: Trier, found: SparseAttention) -> float:
+    """Return the mean PSNR of pictures drawn with a method to those drawn densely."""
+    # What looks its masks up at a dense step of its own has one of the dense steps there.
+    looks_up = "interval" in {field.name for field in fields(found)}
+    dense = DENSE_STEPS - 1 if looks_up else DENSE_STEPS
+    return trier.run([replace(found, dense_steps=dense, dense_layers=0)]).psnr
 
 
 def options_of(name: str, block: int, tokens: int) -> dict[str, Any]:
@@ -248,6 +269,7 @@ def table(measured: dict[str, Any], targets: list[float], delta: int) -> str:
             "error",
             f"error, delta={delta}",
         ]
+        head += ["pictures"] * any("psnr" in rows[str(target)] for rows in measured.values())
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name in sorted(measured, key=lambda name: measured[name][str(targets[0])]["error"]):
         cells = [name if name not in METHODS else f"`{name}`"]
@@ -255,6 +277,7 @@ def table(measured: dict[str, Any], targets: list[float], delta: int) -> str:
             row = measured[name][str(target)]
             cells += [f"{row['density']:.1%}", f"{row['mass']:.1%}"]
             cells += [f"{row['error']:.4f}", f"{row['error_delta']:.4f}"]
+            cells += [f"{row['psnr']:.1f} dB"] if "psnr" in row else []
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -300,29 +323,38 @@ def picture(taken: list[Taken], layout: Layout, block: int, keep: float) -> Imag
 def main() -> None:
     """Take, judge, and print the table or draw the picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="picture", help="the reference model's name")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures, in pixels")
     parser.add_argument("--block", type=int, default=4, help="tokens of a block")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--delta", type=int, default=4, help="stride of the delta correction")
+    parser.add_argument("--pictures", type=int, default=0, help="prompts to draw; 0: none")
+    parser.add_argument("--methods", nargs="+", help="of these names alone")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path, help="draw the masks instead")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pipe = load_reference()
+    pipe = load_reference(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     taken, layout = take(pipe, arguments.size, arguments.prompts)
     if arguments.picture:
         picture(taken, layout, arguments.block, min(arguments.densities)).save(arguments.picture)
         return
     measured: dict[str, Any] = {}
+    call = {"height": arguments.size, "width": arguments.size}
+    trier = Trier(pipe, prompts_of(arguments.pictures), range(arguments.pictures), STEPS, call)
     for name, make in methods(arguments.block, layout.picture).items():
+        if arguments.methods and name not in arguments.methods:
+            continue
         rows = {}
         for target in arguments.densities:
             row = at_density(make, target, 0, taken, layout)
             repaired = judge(make(row["keep"], arguments.delta), taken, layout)
             rows[str(target)] = row | {"error_delta": repaired["error"]}
+            if arguments.pictures:
+                rows[str(target)]["psnr"] = decibels(trier, make(row["keep"], 0))
         measured[name] = rows
         print(name, rows, flush=True)
     print(describe_machine(pipe))

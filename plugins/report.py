@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from skipstep.caching.base import Choice
+from skipstep.plugins.attention.account import AttentionLayer, sentences, table
 
-__all__ = ["AttentionLayer", "Call", "Report"]
+__all__ = ["Call", "Report"]
 
 MIB = 2**20
 MARK_COMPUTED, MARK_SKIPPED, MARK_MIXED = "#", ".", "+"
@@ -42,25 +43,6 @@ class Call:
         if self.computed == len(self.choices):
             return MARK_COMPUTED
         return MARK_MIXED if self.computed else MARK_SKIPPED
-
-
-@dataclass
-class AttentionLayer:
-    """One layer's self-attention in a run: `density` and `mass` over its sparse calls, `pairs` of
-    queries and keys over all, `saved` the share of those pairs that was left out.
-    """
-
-    denoiser: str
-    layer: int
-    tokens: int
-    calls: int
-    sparse: int
-    density: float
-    mass: float | None
-    pairs: float
-    saved: float
-    quantized: int = 0
-    why_dense: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -109,32 +91,9 @@ class Report:
 
     def _what_happened(self) -> str:
         if not self.calls:
-            said = " ".join([*self._attention(), *self.notes])
+            said = " ".join([*sentences(self.attention), *self.notes])
             return said or "No denoiser call was watched in this run."
-        return " ".join([self._what_was_skipped(), *self._attention()])
-
-    def _attention(self) -> list[str]:
-        """Say in one sentence what sparse attention did, if it was there."""
-        if not self.attention:
-            return []
-        calls = sum(layer.calls for layer in self.attention)
-        sparse = [layer for layer in self.attention if layer.sparse]
-        count = sum(layer.sparse for layer in sparse)
-        quantized = sum(layer.quantized for layer in self.attention)
-        if quantized:
-            return [f"Attention was quantised in {quantized} of {calls} calls."]
-        if not count:
-            return [f"Attention was dense in all of its {calls} calls."]
-        density = sum(layer.density * layer.sparse for layer in sparse) / count
-        masses = [(layer.mass, layer.sparse) for layer in sparse if layer.mass is not None]
-        held = sum(mass * n for mass, n in masses) / sum(n for _, n in masses) if masses else None
-        pairs = sum(layer.pairs for layer in self.attention)
-        saved = sum(layer.saved * layer.pairs for layer in self.attention) / pairs
-        mass_said = "" if held is None else f", which hold {held:.1%} of the attention"
-        return [
-            f"Attention was sparse in {count} of {calls} calls: {density:.0%} of the blocks "
-            f"kept{mass_said}; {saved:.0%} of all query-key products saved."
-        ]
+        return " ".join([self._what_was_skipped(), *sentences(self.attention)])
 
     def _what_was_skipped(self) -> str:
         skipped = self.total - self.computed
@@ -240,17 +199,8 @@ class Report:
         return "\n".join(rows)
 
     def attention_table(self) -> str:
-        """Return one line per layer: tokens, sparse calls, kept blocks, kept attention, saving."""
-        rows = ["denoiser        layer  tokens  sparse calls  density   mass  saved  why dense"]
-        for layer in self.attention:
-            mass = "-" if layer.mass is None else f"{layer.mass:.3f}"
-            why = "; ".join(f"{text} ({count})" for text, count in layer.why_dense.items())
-            rows.append(
-                f"{layer.denoiser:<14}  {layer.layer:>5}  {layer.tokens:>6}  "
-                f"{f'{layer.sparse}/{layer.calls}':>12}  {layer.density:>7.3f}  {mass:>5}  "
-                f"{layer.saved:>5.0%}  {why}".rstrip()
-            )
-        return "\n".join(rows)
+        """Return one line per layer: tokens, sparse calls, kept blocks, kept attention, savings."""
+        return table(self.attention)
 
     def _repr_html_(self) -> str:
         bars = "".join(

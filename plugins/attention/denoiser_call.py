@@ -1,8 +1,8 @@
 """One call of one denoiser: its attention calls, each sparse or dense for a reason that is told."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -77,20 +77,41 @@ class AttentionCall:
         mask: Tensor | None,
         scale: float | None,
         is_plain: bool,
-    ) -> Float[Tensor, "b h n d"] | None:
-        """Attend sparsely, or return None and note why not; cross-attention is none of ours."""
+        dense: Callable[[], Tensor],
+    ) -> Float[Tensor, "b h n d"]:
+        """Attend sparsely or densely and note how long it took; cross-attention is none of ours."""
         if self.layer is None or q.shape[2] != k.shape[2]:
-            return None
+            return dense()
+        start = tally.moment(q.device)
+        output = self._attend(q, k, v, mask, scale, is_plain)
+        is_dense = output is None
+        if output is None:
+            start = tally.moment(q.device)
+            output = dense()
+        self.tally.took(self.layer, start, tally.moment(q.device), is_dense)
+        return output
+
+    def _attend(
+        self,
+        q: Float[Tensor, "b h n d"],
+        k: Float[Tensor, "b g m d"],
+        v: Float[Tensor, "b g m d"],
+        mask: Tensor | None,
+        scale: float | None,
+        is_plain: bool,
+    ) -> Float[Tensor, "b h n d"] | None:
+        """Attend sparsely, or return None and note why not."""
+        layer = self.layer or 0
         tokens, pairs = q.shape[2], float(q.shape[0] * q.shape[1] * q.shape[2] ** 2)
         nth, self.nth = self.nth, self.nth + 1
-        key = (self.owner, "memory", self.layer, nth, self.branch)
+        key = (self.owner, "memory", layer, nth, self.branch)
         memory: dict[str, Any] = {} if self.is_part else self.run.state.setdefault(key, {})
         method = self.owner.method
         why = self._why_dense(q, is_plain, memory)
         if isinstance(method, QuantizedCalibration):
             part = part_of(self.step, self.run.count, method.parts)
             if is_plain and mask is None:
-                method.look(q, k, v, scale, self.layer, part)
+                method.look(q, k, v, scale, layer, part)
             return None
         if why is None and isinstance(method, Quantized):
             return self._quantized(method, q, k, v, mask, scale, pairs)
@@ -99,15 +120,14 @@ class AttentionCall:
             why, layout = layout, None
         kv_lens: Tensor | None = None
         if layout is not None and mask is not None:
-            kv_lens = self._kept_keys(mask, layout)
-            if kv_lens is not None:
-                kv_lens = kv_lens.expand(q.shape[0])
-            else:
+            kept = self._kept_keys(mask, layout)
+            if kept is None:
                 why = "they carry a mask that is more than padding of the text's end"
+            elif kept.is_padded:
+                kv_lens = kept.lens.expand(q.shape[0])
         if why is not None or layout is None:
-            self.tally.dense(self.layer, tokens, pairs, why or "")
+            self.tally.dense(layer, tokens, pairs, why or "")
             return None
-        is_padded = kv_lens is not None and bool((kv_lens < tokens).any())
         outcome = attend_sparsely(
             cast(SparseAttention, method),
             q,
@@ -117,14 +137,14 @@ class AttentionCall:
             scale=scale,
             step=self.step,
             memory=memory,
-            kv_lens=kv_lens if is_padded else None,
+            kv_lens=kv_lens,
         )
         if outcome.output is None:
             memory["stays dense"] = not outcome.is_for_now
             why = tally.REFRESH if outcome.is_for_now else tally.BREAK_EVEN
-            self.tally.dense(self.layer, tokens, pairs, why)
+            self.tally.dense(layer, tokens, pairs, why)
             return None
-        self.tally.sparse(self.layer, tokens, pairs, outcome.density, outcome.mass)
+        self.tally.sparse(layer, tokens, pairs, outcome.density, outcome.mass)
         return outcome.output
 
     def _quantized(
@@ -140,15 +160,15 @@ class AttentionCall:
         """Attend with small integers, as precisely as this layer and part of the run need it."""
         layer, tokens = self.layer or 0, q.shape[2]
         # The first keys of each sample are all that a mask may let through.
-        lens = None if mask is None else self._kept_keys(mask, Layout((1, 1, 1), tokens - 1))
-        if mask is not None and lens is None:
+        kept = None if mask is None else self._kept_keys(mask, Layout((1, 1, 1), tokens - 1))
+        if mask is not None and kept is None:
             self.tally.dense(layer, tokens, pairs, "they carry a mask that is more than padding")
             return None
         precision = method.precision_at(layer, self.step, self.run.count)
         if precision == "native":
             self.tally.dense(layer, tokens, pairs, tally.CALIBRATED)
             return None
-        kv_lens = None if lens is None else lens.expand(q.shape[0])
+        kv_lens = None if kept is None else kept.lens.expand(q.shape[0])
         output = method.attend(q, k, v, precision, scale=scale, kv_lens=kv_lens)
         self.tally.quantized(layer, tokens, pairs)
         return output
@@ -206,16 +226,27 @@ class AttentionCall:
             )
         return Layout(grid, tokens - whole.picture, text_first)
 
-    def _kept_keys(self, mask: Tensor, layout: Layout) -> Int[Tensor, " b"] | None:
+    def _kept_keys(self, mask: Tensor, layout: Layout) -> "KeptKeys | None":
         """Return how many tokens of each sample count, with the text put behind the picture, or
         None where the mask says something else. Looked at once per mask.
         """
         key = (self.owner, "mask", mask.data_ptr(), tuple(mask.shape), mask._version, layout)
         if key not in self.run.state:
             # The mask is held so that its memory cannot become another's.
-            self.run.state[key] = mask, padding_of(mask, layout)
-        found: Tensor | None = self.run.state[key][1]
+            lens = padding_of(mask, layout)
+            kept = None
+            if lens is not None:
+                kept = KeptKeys(lens, bool((lens < layout.tokens).any()))
+            self.run.state[key] = mask, kept
+        found: KeptKeys | None = self.run.state[key][1]
         return found
+
+
+class KeptKeys(NamedTuple):
+    """How many tokens of each sample a mask lets through, and whether that leaves any out."""
+
+    lens: Int[Tensor, " b"]
+    is_padded: bool
 
 
 def padding_of(mask: Tensor, layout: Layout) -> Int[Tensor, " b"] | None:

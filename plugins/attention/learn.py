@@ -54,10 +54,12 @@ class _Watch:
         mask: Tensor | None,
         scale: float | None,
         is_plain: bool,
-    ) -> None:
+        dense: Callable[[], Tensor],
+    ) -> Tensor:
         """Look, and let the processor attend as it would."""
         if self.keys is None and q.shape[2] == k.shape[2]:
             self.keys = k
+        return dense()
 
 
 def _first_keys(block: nn.Module, named: dict[str, Any]) -> Tensor | None:

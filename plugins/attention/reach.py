@@ -15,10 +15,10 @@ import contextlib
 import functools
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers.models.attention_dispatch import (
@@ -49,8 +49,9 @@ class Listener(Protocol):
         mask: Tensor | None,
         scale: float | None,
         is_plain: bool,
-    ) -> Tensor | None:
-        """Return the output [b, h, n, d], or None to have the processor's own attention called.
+        dense: Callable[[], Tensor],
+    ) -> Tensor:
+        """Return the output [b, h, n, d]; `dense` calls the processor's own attention for it.
 
         `is_plain` says that nothing is causal or dropped out.
         """
@@ -212,13 +213,11 @@ def backend_over(before: AttentionBackendName | None) -> AttentionBackendName:
         return_lse: bool = False,
         _parallel_config: Any = None,
     ) -> Tensor:
+        asked = Asked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         if torch.compiler.is_compiling():
-            tail = scale, enable_gqa, "" if before is None else before.value
-            found: Tensor = dispatched_op(query, key, value, attn_mask, dropout_p, is_causal, *tail)
+            found: Tensor = attention_op(*asked, True, "" if before is None else before.value)
             return found
-        return _dispatched(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, before
-        )
+        return through_dispatcher(asked, before)
 
     member = _member(name)
     _AttentionBackendRegistry.register(member)(attend)
@@ -239,42 +238,6 @@ def _member(value: str) -> AttentionBackendName:
     return member
 
 
-def _dispatched(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    before: AttentionBackendName | None,
-) -> Tensor:
-    """Serve a call of the dispatcher, [b, n, h, d]."""
-
-    def dense() -> Tensor:
-        found: Tensor = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-            backend=before,
-        )
-        return found
-
-    listener = listener_now()
-    if listener is None:
-        return dense()
-    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    is_plain = not is_causal and not dropout_p
-    output = listener.attend(q, k, v, mask, scale, is_plain)
-    return dense() if output is None else output.transpose(1, 2)
-
-
 def attention(
     query: Tensor,
     key: Tensor,
@@ -286,39 +249,59 @@ def attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Take the arguments of torch's scaled_dot_product_attention, [b, h, n, d], and its place."""
+    asked = Asked(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if torch.compiler.is_compiling():
-        found: Tensor = direct_op(
-            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-        )
+        found: Tensor = attention_op(*asked, False, "")
         return found
-    return _direct(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return through_torch(asked)
 
 
-def _direct(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> Tensor:
+class Asked(NamedTuple):
+    """What a processor asks for: the arguments of torch's scaled_dot_product_attention."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None
+    dropout_p: float
+    is_causal: bool
+    scale: float | None
+    enable_gqa: bool
+
+
+def through_dispatcher(asked: Asked, before: AttentionBackendName | None) -> Tensor:
+    """Serve a call of the dispatcher, [b, n, h, d]."""
+
     def dense() -> Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        found: Tensor = dispatch_attention_fn(**asked._asdict(), backend=before)
+        return found
 
     listener = listener_now()
     if listener is None:
         return dense()
-    is_plain = not is_causal and not dropout_p
-    output = listener.attend(query, key, value, mask, scale, is_plain)
-    return dense() if output is None else output
+    q, k, v = (x.transpose(1, 2) for x in asked[:3])
+    is_plain = not asked.is_causal and not asked.dropout_p
+    output = listener.attend(
+        q, k, v, asked.attn_mask, asked.scale, is_plain, lambda: dense().transpose(1, 2)
+    )
+    return output.transpose(1, 2)
 
 
-@torch.library.custom_op(f"{PREFIX}::dispatched_attention", mutates_args=())
-def dispatched_op(
+def through_torch(asked: Asked) -> Tensor:
+    """Serve a call of torch's function, [b, h, n, d]."""
+
+    def dense() -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(**asked._asdict())
+
+    listener = listener_now()
+    if listener is None:
+        return dense()
+    is_plain = not asked.is_causal and not asked.dropout_p
+    return listener.attend(*asked[:4], asked.scale, is_plain, dense)
+
+
+@torch.library.custom_op(f"{PREFIX}::attention", mutates_args=())
+def attention_op(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -327,29 +310,17 @@ def dispatched_op(
     is_causal: bool,
     scale: float | None,
     enable_gqa: bool,
+    is_dispatched: bool,
     before: str,
 ) -> Tensor:
-    backend = AttentionBackendName(before) if before else None
-    found = _dispatched(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa, backend)
+    asked = Asked(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)
+    if is_dispatched:
+        found = through_dispatcher(asked, AttentionBackendName(before) if before else None)
+    else:
+        found = through_torch(asked)
     return found.clone(memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op(f"{PREFIX}::direct_attention", mutates_args=())
-def direct_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> Tensor:
-    found = _direct(query, key, value, mask, dropout_p, is_causal, scale, enable_gqa)
-    return found.clone(memory_format=torch.contiguous_format)
-
-
-@dispatched_op.register_fake
-@direct_op.register_fake
+@attention_op.register_fake
 def _output_shape(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
     return query.new_empty((*query.shape[:-1], value.shape[-1]))

@@ -117,10 +117,11 @@ def attend_sparsely(
         k, v = gather_tokens(k, choice.k_order), gather_tokens(v, choice.k_order)
     mask = completed(choice.mask, scene, method.keep_text)
     if not method.force:
-        is_dense = dense_samples(mask, q, memory)
-        if bool(is_dense.all()):
+        is_dense, count = dense_samples(mask, q, memory)
+        if count == len(is_dense):
             return Outcome(None, mask, mask.float().mean(), None)
-        mask = mask | is_dense[:, None, None, None]
+        if count:
+            mask = mask | is_dense[:, None, None, None]
     lists = from_bool(mask, block_q=method.block_q, block_k=method.block_k)
     probed = kept_mass(q, k, mask, scene, method.probe_rows, kv_lens)
     if method.bits is None:
@@ -173,12 +174,14 @@ def completed(
 
 def dense_samples(
     mask: Bool[Tensor, "#b #h nq nk"], q: Float[Tensor, "b h n d"], memory: dict[str, Any]
-) -> Bool[Tensor, " b"]:
-    """Say which samples had better be dense; decided at a layer's first sparse step of a run."""
-    known: Tensor | None = memory.get("is_dense")
-    if known is None or known.shape != q.shape[:1]:
-        known = (mask.float().mean((1, 2, 3)) >= break_even(q)).expand(q.shape[0])
-        memory["is_dense"] = known
+) -> tuple[Bool[Tensor, " b"], int]:
+    """Say which samples had better be dense, and how many these are; decided at a layer's first
+    sparse step of a run, which alone waits for the device.
+    """
+    known: tuple[Tensor, int] | None = memory.get("is_dense")
+    if known is None or known[0].shape != q.shape[:1]:
+        is_dense = (mask.float().mean((1, 2, 3)) >= break_even(q)).expand(q.shape[0])
+        known = memory["is_dense"] = is_dense, int(is_dense.sum())
     return known
 
 

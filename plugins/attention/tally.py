@@ -3,16 +3,19 @@
 Densities and masses stay on the device until then, so that counting waits for nothing.
 """
 
+import statistics
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from skipstep.plugins.attention.account import AttentionLayer
 from skipstep.plugins.attention.methods.base import WayToAttend
-from skipstep.plugins.report import AttentionLayer
 
-__all__ = ["Tally"]
+__all__ = ["Moment", "Tally", "moment"]
 
 DENSE_STEPS = "first steps"
 DENSE_LAYERS = "first layers"
@@ -20,6 +23,39 @@ FEW_TOKENS = "too few tokens for sparse attention to be faster"
 CALIBRATED = "calibration asks for full precision there"
 REFRESH = "the mask is looked up anew"
 BREAK_EVEN = "denser than what sparse attention is faster at"
+
+
+Moment = float | torch.cuda.Event
+"""A point in time: seconds of this process, or an event in a GPU's queue."""
+
+
+def moment(device: torch.device) -> Moment | None:
+    """Return this point in a device's time without waiting for it; None in a recorded graph."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start: Moment, end: Moment) -> float:
+    """Return the seconds from one moment to another; waits for a GPU to get there."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    if isinstance(start, float) and isinstance(end, float):
+        return end - start
+    raise ValueError(f"the moments {start} and {end} are of two clocks")
+
+
+Span = tuple[Moment, Moment]
+
+
+def median_seconds(spans: list[Span]) -> float | None:
+    """Return the median of some times, or None of none."""
+    return statistics.median(seconds_between(*span) for span in spans) if spans else None
 
 
 @dataclass
@@ -33,6 +69,8 @@ class _Layer:
     done: list[tuple[float, Float[Tensor, ""]]] = field(default_factory=list)
     mass: list[Float[Tensor, ""]] = field(default_factory=list)
     why_dense: Counter[str] = field(default_factory=Counter)
+    dense_spans: list[Span] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
 
 class Tally:
@@ -65,6 +103,12 @@ class Tally:
         """Note a call in small integers over all pairs."""
         self._note(layer, tokens, pairs).quantized += 1
 
+    def took(self, layer: int, start: Moment | None, end: Moment | None, is_dense: bool) -> None:
+        """Note when a call of a layer began and ended."""
+        found = self.layers.get(layer)
+        if found is not None and start is not None and end is not None:
+            (found.dense_spans if is_dense else found.spans).append((start, end))
+
     def _note(self, layer: int, tokens: int, pairs: float) -> _Layer:
         found = self.layers.setdefault(layer, _Layer())
         found.tokens = max(found.tokens, tokens)
@@ -92,6 +136,8 @@ class Tally:
                     pairs=layer.pairs,
                     saved=left_out / layer.pairs if layer.pairs else 0.0,
                     why_dense=dict(layer.why_dense),
+                    dense_seconds=median_seconds(layer.dense_spans),
+                    seconds=median_seconds(layer.spans),
                 )
             )
         return found

@@ -10,10 +10,12 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
+from skipstep.pipelines.arms import read_arms, read_recipe
+from skipstep.pipelines.batch.engines import Engine
 from skipstep.pipelines.batch.job import Job, count_rows, run_batch
 from skipstep.pipelines.batch.progress import lines, progress_bar
 from skipstep.pipelines.batch.ranks import read_rank
@@ -25,7 +27,7 @@ from skipstep.pipelines.generate import load_pipeline
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import show
 
-__all__ = ["Loader", "read_job", "run"]
+__all__ = ["Loader", "closing_words", "read_engine", "read_job", "read_recipes", "run"]
 
 SOME_FAILED, FULL, SIGNALLED = 1, 3, 128
 SHOWN = 5
@@ -65,11 +67,31 @@ def read_job(**settings: Any) -> Job:
         return Job(**settings)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        name = {"kind": "format"}.get(str(problem["loc"][0]), str(problem["loc"][0]))
+        name = {"kind": "format", "clips": "clip-format"}.get(
+            str(problem["loc"][0]), str(problem["loc"][0])
+        )
         rule = problem["msg"].replace("Input should", "must")
         raise PluginError(
             f"batch: {name}={show(problem['input'])} is not allowed: {rule}"
         ) from None
+
+
+def read_recipes(task: str, given: list[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the settings of a job that `-p` and `--recipe` stand for: arms of a comparison, or
+    plugins for every row.
+    """
+    if task == "compare":
+        return {"arms": tuple(read_arms(given, 1)) if given else ()}
+    return {"plugins": read_recipe(given)}
+
+
+def read_engine(name: str) -> Engine:
+    """Check the name of an engine."""
+    if name not in get_args(Engine):
+        raise PluginError(
+            f"batch: engine={show(name)} is not allowed: must be {' or '.join(get_args(Engine))}"
+        )
+    return cast(Engine, name)
 
 
 def say(words: str) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from skipstep.pipelines.batch.command_line import batch
 from skipstep.pipelines.calibrate_command import calibrate
 from skipstep.pipelines.cli_options import (
     Device,
@@ -42,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (calibrate, distill, reconstruct):
+for command in (batch, calibrate, distill, reconstruct):
     app.command()(command)
 
 # Chosen on the reference model: one that halves the block computations by a fixed rhythm, and one
@@ -135,84 +136,6 @@ def generate(
         clip_format=clip_format,
         on_saved=tell,
     )
-
-
-@app.command()
-def batch(
-    prompts: Annotated[
-        Path, typer.Argument(help=".jsonl, .csv, .txt or .parquet.", show_default=False)
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for pictures, books and report.")
-    ] = Path("out/batch"),
-    plugin: Plugins = None,
-    recipe: Recipe = None,
-    model: Model = None,
-    steps: Steps = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the job, for rows without one.")] = 0,
-    guidance: Guidance = None,
-    size: Size = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows in one pipeline call.")] = 1,
-    shard_rows: Annotated[
-        int, typer.Option(min=1, help="Rows in a shard: what a crash costs at most.")
-    ] = 64,
-    kind: Annotated[
-        str, typer.Option("--format", help="folder, webdataset (tars) or parquet.")
-    ] = "folder",
-    mode: Annotated[
-        str, typer.Option(help="planned, seeded or solo: what stays the same (docs/batch.md).")
-    ] = "planned",
-    metadata: Annotated[bool, typer.Option(help="Write into each PNG how it was made.")] = True,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Watched processes on this machine; 0: none but this one.")
-    ] = 0,
-    timeout: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds a batch may take in a worker.")
-    ] = None,
-    max_failures: Annotated[
-        int | None, typer.Option(min=0, help="End when more rows have failed.")
-    ] = None,
-    strict: Annotated[bool, typer.Option(help="Refuse the file if one row is bad.")] = False,
-    verify: Annotated[
-        bool, typer.Option(help="Compare the hashes of what is there, not only the lengths.")
-    ] = False,
-    retry_failed: Annotated[bool, typer.Option(help="Make shards with failed rows again.")] = False,
-    device: Device = None,
-    dtype: Dtype = None,
-    threads: Threads = None,
-) -> None:
-    """Make a picture of every row of a file; run it again and it goes on where it ended."""
-    from skipstep.pipelines.arms import read_recipe
-    from skipstep.pipelines.batch import command
-
-    use_threads(threads, model)
-    job = command.read_job(
-        prompts=prompts,
-        output=output,
-        plugins=read_recipe([*([recipe] if recipe else []), *(plugin or [])]),
-        steps=steps,
-        seed=seed,
-        guidance=guidance,
-        size=size,
-        batch_size=batch_size,
-        shard_rows=shard_rows,
-        kind=kind,
-        mode=mode,
-        metadata=metadata,
-        model="reference" if model is None else model_name(model),
-    )
-    code = command.run(
-        job,
-        command.Loader(model, device, dtype, threads),
-        is_terminal=sys.stderr.isatty(),
-        workers=workers,
-        timeout=timeout,
-        max_failures=max_failures,
-        strict=strict,
-        verify=verify,
-        retry_failed=retry_failed,
-    )
-    raise typer.Exit(code)
 
 
 @app.command()

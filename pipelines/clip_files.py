@@ -17,7 +17,7 @@ from PIL import Image
 from skipstep.pipelines.pictures import write_whole
 from skipstep.plugins.errors import PluginError
 
-__all__ = ["CLIP_FORMATS", "FRAMES_PER_SECOND", "save_clip"]
+__all__ = ["CLIP_FORMATS", "FRAMES_PER_SECOND", "clip_bytes", "save_clip"]
 
 CLIP_FORMATS = ("webp", "mp4")
 FRAMES_PER_SECOND = 8
@@ -34,15 +34,20 @@ def save_clip(
 
     Raises PluginError for another suffix, and where MP4 lacks PyAV or even sides.
     """
+    write_whole(path, clip_bytes(frames, path.suffix[1:], described, rate=rate))
+
+
+def clip_bytes(
+    frames: NDArray[np.uint8], kind: str, described: Mapping[str, Any], *, rate: int
+) -> bytes:
+    """Return the file of a clip, of the kind "webp" or "mp4"; see `save_clip`."""
     text = json.dumps(described, ensure_ascii=False, allow_nan=False)
-    if path.suffix == ".webp":
-        write_whole(path, to_webp(frames, text, rate))
-    elif path.suffix == ".mp4":
-        write_whole(path, to_mp4(frames, text, rate))
-    else:
-        raise PluginError(
-            f"clips are written as {' or '.join(CLIP_FORMATS)}, not as {path.suffix or 'no suffix'}"
-        )
+    if kind == "webp":
+        return to_webp(frames, text, rate)
+    if kind == "mp4":
+        return to_mp4(frames, text, rate)
+    given = f".{kind}" if kind else "no suffix"
+    raise PluginError(f"clips are written as {' or '.join(CLIP_FORMATS)}, not as {given}")
 
 
 def to_webp(frames: NDArray[np.uint8], text: str, rate: int) -> bytes:

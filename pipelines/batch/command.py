@@ -10,24 +10,28 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
+from skipstep.pipelines.arms import read_arms, read_recipe
+from skipstep.pipelines.batch.engines import Engine
 from skipstep.pipelines.batch.job import Job, count_rows, run_batch
 from skipstep.pipelines.batch.progress import lines, progress_bar
 from skipstep.pipelines.batch.ranks import read_rank
 from skipstep.pipelines.batch.runner import Event, Tell
 from skipstep.pipelines.batch.stopping import Stopped, Unwritable
+from skipstep.pipelines.batch.tasks import TaskName
 from skipstep.pipelines.batch.totals import Totals
 from skipstep.pipelines.generate import load_pipeline
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import show
 
-__all__ = ["Loader", "read_job", "run"]
+__all__ = ["Loader", "closing_words", "read_engine", "read_job", "read_recipes", "run"]
 
 SOME_FAILED, FULL, SIGNALLED = 1, 3, 128
 SHOWN = 5
+RESULTS = {"pictures": "pictures", "compare": "comparisons", "reconstruct": "scenes"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,17 @@ class Loader:
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
+    task: TaskName = "pictures"
 
     def __call__(self) -> Any:
         """Return the pipeline."""
         import torch
 
+        if self.task == "reconstruct":
+            from skipstep.pipelines.batch.rebuilding import load_pipeline as load_rebuilder
+
+            torch.set_num_threads(self.threads or 1)
+            return load_rebuilder()
         if self.threads is not None or self.model is None:
             torch.set_num_threads(self.threads or 1)
         return load_pipeline(self.model, device=self.device, dtype=self.dtype)
@@ -57,11 +67,31 @@ def read_job(**settings: Any) -> Job:
         return Job(**settings)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        name = {"kind": "format"}.get(str(problem["loc"][0]), str(problem["loc"][0]))
+        name = {"kind": "format", "clips": "clip-format"}.get(
+            str(problem["loc"][0]), str(problem["loc"][0])
+        )
         rule = problem["msg"].replace("Input should", "must")
         raise PluginError(
             f"batch: {name}={show(problem['input'])} is not allowed: {rule}"
         ) from None
+
+
+def read_recipes(task: str, given: list[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the settings of a job that `-p` and `--recipe` stand for: arms of a comparison, or
+    plugins for every row.
+    """
+    if task == "compare":
+        return {"arms": tuple(read_arms(given, 1)) if given else ()}
+    return {"plugins": read_recipe(given)}
+
+
+def read_engine(name: str) -> Engine:
+    """Check the name of an engine."""
+    if name not in get_args(Engine):
+        raise PluginError(
+            f"batch: engine={show(name)} is not allowed: must be {' or '.join(get_args(Engine))}"
+        )
+    return cast(Engine, name)
 
 
 def say(words: str) -> None:
@@ -119,11 +149,12 @@ def how_far(job: Job) -> str:
 
 def closing_words(output: Path, totals: Totals) -> str:
     """Say what came of a run in a few lines."""
-    said = [f"{totals.ok} of {totals.rows + totals.rejected} pictures in {output}"]
+    said = [f"{totals.ok} of {totals.rows + totals.rejected} {RESULTS[totals.task]} in {output}"]
     if totals.seconds_median is not None:
         said[0] += f", {totals.seconds_median:.3g} s each (median)"
     if totals.fraction < 1:
         said.append(f"{totals.skipped:.0%} of the block computations were skipped")
+    said += [arm_words(name, found) for name, found in totals.arms.items()]
     if totals.without_plugins:
         said.append(f"{totals.without_plugins} pictures were made without plugins: see report.json")
     if totals.in_smaller_batches:
@@ -143,3 +174,21 @@ def closing_words(output: Path, totals: Totals) -> str:
         said.append(f"All of them, with their reasons: {output / 'quarantine.jsonl'}")
     said.append(f"Report: {output / 'report.json'}")
     return "\n".join(said)
+
+
+def arm_words(name: str, found: dict[str, Any]) -> str:
+    """Say what a comparison found out about an arm in one line.
+
+    >>> arm_words("fora", {"fraction": 0.5, "speedup": 1.8, "identical": 1, "broken": 0})
+    'fora: 50 % of the blocks, 1.8 times as fast, 1 identical'
+    """
+    said = []
+    if "fraction" in found:
+        said.append(f"{found['fraction'] * 100:.0f} % of the blocks")
+        said.append(f"{found['speedup']:.3g} times as fast")
+    if "psnr" in found:
+        psnr = found["psnr"]
+        between = "" if psnr["low"] is None else f" ({psnr['low']:.1f} to {psnr['high']:.1f})"
+        said.append(f"{psnr['mean']:.1f} dB{between}")
+    said += [f"{found[word]} {word}" for word in ("identical", "broken") if found[word]]
+    return f"{name}: {', '.join(said)}"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,7 +24,9 @@ from skipstep.pipelines.batch.runner import Event, Runner, Tell, Work
 from skipstep.pipelines.batch.stopping import Stop, Stopped, Unwritable
 from skipstep.plugins.errors import PluginError
 
-__all__ = ["Load", "run_here", "run_workers"]
+__all__ = ["ERRORS", "Engine", "Load", "run_here", "run_workers", "use_device"]
+
+Engine = Literal["local", "ray"]
 
 Load = Callable[[], Any]
 """Returns the pipeline; for workers it must be picklable: a function of a module, or a partial."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from skipstep.pipelines.batch.rows import FIELDS, RowError
+from skipstep.pipelines.batch.rows import FIELDS, Fields, RowError, subject_of
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import show
 from skipstep.plugins.spelling import did_you_mean
@@ -22,16 +22,16 @@ Found = tuple[int, dict[str, Any] | RowError]
 """A line number, counted from 1, and the row's fields or what is wrong with it."""
 
 LONGEST_LINE = 100_000
-WHOLE_NUMBERS = ("seed", "width", "height", "steps")
+WHOLE_NUMBERS = ("seed", "width", "height", "steps", "frames")
 
 
-def read_file(path: Path) -> Iterator[Found]:
-    """Read the rows of a file; its ending says how.
+def read_file(path: Path, fields: Fields = FIELDS) -> Iterator[Found]:
+    """Read the rows of a file, which may have these fields; its ending says how.
 
     Raises PluginError for a bad header, or Parquet without pyarrow, and what `check_file` raises.
     """
     check_file(path)
-    return READERS[path.suffix.lower()](path)
+    return READERS[path.suffix.lower()](path, fields)
 
 
 def check_file(path: Path) -> None:
@@ -78,7 +78,7 @@ def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def read_jsonl(path: Path) -> Iterator[Found]:
+def read_jsonl(path: Path, fields: Fields) -> Iterator[Found]:
     """Read one JSON object a line."""
     decoder = json.JSONDecoder(object_pairs_hook=refuse_twice, parse_constant=refuse_constant)
     with path.open("rb") as file:
@@ -96,17 +96,19 @@ def read_jsonl(path: Path) -> Iterator[Found]:
                 if isinstance(row, dict):
                     yield number, row
                 else:
-                    yield number, RowError(f'{show(row)} is no row: write {{"prompt": "..."}}')
+                    least = f'{{"{subject_of(fields)}": "..."}}'
+                    yield number, RowError(f"{show(row)} is no row: write {least}")
 
 
-def read_lines(path: Path) -> Iterator[Found]:
-    """Read one prompt a line."""
+def read_lines(path: Path, fields: Fields) -> Iterator[Found]:
+    """Read one prompt a line, or what else a row is about."""
+    subject = subject_of(fields)
     with path.open("rb") as file:
         for number, text in raw_lines(file):
-            yield number, text if isinstance(text, RowError) else {"prompt": text}
+            yield number, text if isinstance(text, RowError) else {subject: text}
 
 
-def read_csv(path: Path) -> Iterator[Found]:
+def read_csv(path: Path, fields: Fields) -> Iterator[Found]:
     """Read a CSV whose first line names the fields; an empty cell is a field left out."""
     # What is not UTF-8 becomes surrogates, which the check of the row refuses with their place.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -115,7 +117,7 @@ def read_csv(path: Path) -> Iterator[Found]:
             header = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
             raise PluginError(f"{path}: line 1 is no CSV header: {error}") from None
-        check_header(path, header)
+        check_header(path, header, fields)
         while True:
             line = reader.line_num + 1
             try:
@@ -143,7 +145,7 @@ def from_cell(field: str, text: str) -> Any:
         return text
 
 
-def read_parquet(path: Path) -> Iterator[Found]:
+def read_parquet(path: Path, fields: Fields) -> Iterator[Found]:
     """Read a Parquet file with the fields as columns; the line is the number of the row."""
     try:
         import pyarrow
@@ -154,7 +156,7 @@ def read_parquet(path: Path) -> Iterator[Found]:
         ) from None
     try:
         table = parquet.ParquetFile(path)
-        check_header(path, table.schema_arrow.names)
+        check_header(path, table.schema_arrow.names, fields)
         number = 0
         for part in table.iter_batches(batch_size=4096):
             for row in part.to_pylist():
@@ -164,19 +166,19 @@ def read_parquet(path: Path) -> Iterator[Found]:
         raise PluginError(f"{path}: not readable as Parquet: {error}") from None
 
 
-def check_header(path: Path, header: Iterable[str]) -> None:
+def check_header(path: Path, header: Iterable[str], fields: Fields) -> None:
     """Refuse columns that no row can have."""
     names = list(header)
     for name in names:
-        if name not in FIELDS:
-            hint = did_you_mean(name[:60], FIELDS)
+        if name not in fields:
+            hint = did_you_mean(name[:60], fields)
             raise PluginError(
-                f"{path}: unknown column {show(name)}{hint} Columns: {', '.join(FIELDS)}"
+                f"{path}: unknown column {show(name)}{hint} Columns: {', '.join(fields)}"
             )
         if names.count(name) > 1:
             raise PluginError(f"{path}: column {name!r} is there twice")
-    if "prompt" not in names:
-        raise PluginError(f"{path}: no column named prompt. Columns: {', '.join(FIELDS)}")
+    if (subject := subject_of(fields)) not in names:
+        raise PluginError(f"{path}: no column named {subject}. Columns: {', '.join(fields)}")
 
 
 READERS = {

@@ -15,7 +15,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -24,17 +24,19 @@ from pydantic.dataclasses import dataclass
 from skipstep.pipelines.batch import manifests
 from skipstep.pipelines.batch.claims import only_run
 from skipstep.pipelines.batch.durable import TEMPORARY, remove
-from skipstep.pipelines.batch.engines import Load, run_here, run_workers
+from skipstep.pipelines.batch.engines import Engine, Load, run_here, run_workers
 from skipstep.pipelines.batch.files import check_file
 from skipstep.pipelines.batch.making import Mode
 from skipstep.pipelines.batch.outputs import Format, check_format, folder_of
 from skipstep.pipelines.batch.plan import Plan, cut_plan, open_plan
 from skipstep.pipelines.batch.ranks import Rank, read_rank
-from skipstep.pipelines.batch.rows import LARGEST_SEED, Row, recipe_text
+from skipstep.pipelines.batch.rows import LARGEST_SEED, Row, fields_of, recipe_text
 from skipstep.pipelines.batch.runner import DEATHS_OF_A_BATCH, Event, Tell, Work
 from skipstep.pipelines.batch.stopping import Stop, Unwritable
+from skipstep.pipelines.batch.tasks import TaskName
 from skipstep.pipelines.batch.totals import Totals, write_report
 from skipstep.pipelines.generate import read_size
+from skipstep.plugins import options
 from skipstep.plugins.errors import PluginError
 
 __all__ = ["Job", "count_rows", "prepare", "run_batch"]
@@ -57,7 +59,10 @@ class Job:
     shard_rows: Annotated[int, Field(ge=1, le=100_000, description="rows in a shard")] = 64
     mode: Annotated[Mode, Field(description="what is promised to be the same")] = "planned"
     kind: Annotated[Format, Field(description="where pictures go")] = "folder"
-    metadata: Annotated[bool, Field(description="write into each PNG how it was made")] = True
+    metadata: Annotated[bool, Field(description="write into each file how it was made")] = True
+    task: Annotated[TaskName, Field(description="what is made of a row")] = "pictures"
+    arms: Annotated[tuple[Any, ...], Field(description="of a comparison: Arm objects")] = ()
+    clips: Annotated[Literal["webp", "mp4"], Field(description="files of clips")] = "webp"
     model: Annotated[str, Field(description="what to note as the model")] = ""
 
     @property
@@ -97,6 +102,11 @@ class Job:
             "shard_rows": self.shard_rows,
             "output": self.kind,
             "metadata": self.metadata,
+            "task": self.task,
+            "arms": {
+                arm.name: [options.to_dict(plugin) for plugin in arm.plugins] for arm in self.arms
+            },
+            "clips": self.clips,
             "skipstep": sys.modules["skipstep"].__version__,
             "torch": torch.__version__,
             "diffusers": metadata.version("diffusers"),
@@ -110,6 +120,7 @@ def run_batch(
     job: Job,
     load: Load,
     *,
+    engine: Engine = "local",
     workers: int = 0,
     timeout: float | None = None,
     max_failures: int | None = None,
@@ -125,7 +136,8 @@ def run_batch(
 
     Args:
         load: returns the pipeline; called once a process.
-        workers: processes to start; 0 runs in this one.
+        engine: "local" is this machine, "ray" a Ray cluster.
+        workers: processes to start; 0 runs in this one, with Ray in one for each GPU.
         timeout: seconds a batch may take in a worker before the worker is killed.
         max_failures: end when this process has seen more rows fail.
         strict: refuse the file if one row is bad, instead of leaving that row out.
@@ -142,12 +154,8 @@ def run_batch(
         Unwritable: if the output folder takes no more.
     """
     rank, stop = rank or read_rank(), stop or Stop()
-    if workers and rank.world > 1:
-        raise PluginError("--workers is for one process, this is one of a launcher's: leave it out")
-    if timeout is not None and not workers:
-        raise PluginError(
-            "--timeout needs --workers 1 or more: a process cannot end its own call that hangs"
-        )
+    check_engine(engine, workers, timeout, rank)
+    check_task(job)
     started = time.monotonic()
     check_file(job.prompts)
     check_format(job.kind)
@@ -160,19 +168,22 @@ def run_batch(
             if retry_failed and rank.number == 0:
                 forget_failed(plan)
             work = Work(
-                output=job.output,
+                output=job.output.absolute(),
+                source=job.prompts.absolute(),
                 job=plan.job,
                 kind=job.kind,
                 mode=job.mode,
                 batch_size=job.rows_per_call,
-                metadata=job.metadata,
-                model=job.model,
                 verify=verify,
                 deaths=deaths,
             )
             listener = count_failures(stop, max_failures, tell)
             try:
-                if workers:
+                if engine == "ray":
+                    from skipstep.pipelines.batch.cluster import run_ray
+
+                    run_ray(work, plan, load, stop, listener, workers=workers, timeout=timeout)
+                elif workers:
                     run_workers(work, plan, load, stop, listener, workers=workers, timeout=timeout)
                 else:
                     turn = rank.number / rank.world
@@ -187,6 +198,30 @@ def run_batch(
             if isinstance(error, FileNotFoundError):
                 raise
             raise Unwritable.of(error) from error
+
+
+def check_engine(engine: Engine, workers: int, timeout: float | None, rank: Rank) -> None:
+    """Raise PluginError for settings of processes that make no sense together."""
+    if (workers or engine == "ray") and rank.world > 1:
+        given = "--engine ray" if engine == "ray" else "--workers"
+        raise PluginError(f"{given} is for one process, this is one of a launcher's: leave it out")
+    if timeout is not None and not workers and engine == "local":
+        raise PluginError(
+            "--timeout needs --workers 1 or more: a process cannot end its own call that hangs"
+        )
+
+
+def check_task(job: Job) -> None:
+    """Raise PluginError for settings that a task has no use for."""
+    if job.task == "compare" and not job.arms:
+        raise PluginError("--task compare needs an arm: -p easycache:threshold=0.05, or several -p")
+    if job.task != "pictures":
+        if job.plugins:
+            raise PluginError(f"--task {job.task} takes no recipe for all rows: leave it out")
+        if job.kind == "parquet":
+            raise PluginError(
+                f"--task {job.task} writes several files a row: choose folder or webdataset"
+            )
 
 
 def report(job: Job, plan: Plan, rank: Rank, started: float) -> Totals:
@@ -232,6 +267,7 @@ def prepare(job: Job, defaults: Row, rank: Rank, *, strict: bool = False) -> Pla
                 batch_size=job.rows_per_call,
                 shard_rows=job.shard_rows,
                 strict=strict,
+                fields=fields_of(job.task),
             )
         if time.monotonic() > until:
             raise PluginError(f"rank {rank.number}: rank 0 has written no plan: look at its output")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -36,7 +36,8 @@ class Outcome:
     timeout).
 
     `batch_size` is how many rows its pipeline call really had; `fraction` the share of block
-    computations executed in that call; `sha256` that of the picture's file or member.
+    computations executed in that call; `sha256` that of the row's file or member, or of all of
+    theirs where it has several; `figures` what was measured.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Outcome:
     without_plugins: bool = False
     sha256: str | None = None
     error: str | None = None
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

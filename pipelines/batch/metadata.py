@@ -39,6 +39,7 @@ def describe_row(
         "negative_prompt": row.negative,
         "width": row.width,
         "height": row.height,
+        "num_frames": row.frames,
         "guidance_scale": row.guidance,
     }
     return {

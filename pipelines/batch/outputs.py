@@ -1,12 +1,14 @@
-"""Where pictures go: a folder of PNGs, WebDataset tars, or Parquet files; one writer a shard.
+"""Where results go: a folder of files, WebDataset tars, or Parquet; one writer a shard.
 
-A writer collects the pictures of its shard under a temporary name and publishes them whole. Names
+A writer collects the files of its shard under a temporary name and publishes them whole. Names
 are made from shard numbers and ids alone. Tars have no times and no owners, so equal pictures make
 equal tars.
 
     folder      pictures/000012/{id}.png
     webdataset  shards/000012.tar       {id}.png, {id}.json, {id}.txt (the prompt)
     parquet     shards/000012.parquet   id, prompt, seed, image, metadata
+
+Clips are {id}.webp or .mp4, comparisons have {id}.arm1.png beside it, reconstructions {id}.ply.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,8 +40,8 @@ Format = Literal["folder", "webdataset", "parquet"]
 class Writer(Protocol):
     """Takes the pictures of one shard in the order of the plan."""
 
-    def add(self, name: str, png: bytes, described: dict[str, Any]) -> None:
-        """Take one picture; `name` is its row's id."""
+    def add(self, name: str, files: Mapping[str, bytes], described: dict[str, Any]) -> None:
+        """Take one row's files by their ending; `name` is its id."""
 
     def commit(self) -> list[Written]:
         """Publish what was taken and return the files."""
@@ -89,11 +92,13 @@ class FolderWriter:
         self.temporary.mkdir()
         self.written: list[Written] = []
 
-    def add(self, name: str, png: bytes, described: dict[str, Any]) -> None:
-        """Write one file."""
-        write_synced(self.temporary / f"{name}.png", png)
-        path = f"{self.path.parent.name}/{self.path.name}/{name}.png"
-        self.written.append(Written(path, len(png), hashlib.sha256(png).hexdigest()))
+    def add(self, name: str, files: Mapping[str, bytes], described: dict[str, Any]) -> None:
+        """Write one row's files."""
+        for ending, content in files.items():
+            write_synced(self.temporary / f"{name}.{ending}", content)
+            path = f"{self.path.parent.name}/{self.path.name}/{name}.{ending}"
+            digest = hashlib.sha256(content).hexdigest()
+            self.written.append(Written(path, len(content), digest))
 
     def commit(self) -> list[Written]:
         """Give the folder its name."""
@@ -113,10 +118,11 @@ class TarWriter:
         self.file = temporary_file(self.path)
         self.tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
-    def add(self, name: str, png: bytes, described: dict[str, Any]) -> None:
-        """Append the picture, its metadata and its prompt."""
+    def add(self, name: str, files: Mapping[str, bytes], described: dict[str, Any]) -> None:
+        """Append one row's files, their metadata and the prompt."""
         text = json.dumps(described, ensure_ascii=False, allow_nan=False)
-        members = {"png": png, "json": text.encode(), "txt": str(described["prompt"]).encode()}
+        subject = described.get("prompt") or described.get("photos") or ""
+        members = {**files, "json": text.encode(), "txt": str(subject).encode()}
         for ending, content in members.items():
             member = tarfile.TarInfo(f"{name}.{ending}")
             member.size = len(content)
@@ -140,14 +146,15 @@ class ParquetWriter:
         self.path = folder / f"{shard:06d}.parquet"
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, name: str, png: bytes, described: dict[str, Any]) -> None:
+    def add(self, name: str, files: Mapping[str, bytes], described: dict[str, Any]) -> None:
         """Keep one row; a shard is small enough for memory."""
+        ((ending, content),) = files.items()
         self.rows.append(
             {
                 "id": name,
                 "prompt": described["prompt"],
                 "seed": described["seed"],
-                "image": {"bytes": png, "path": f"{name}.png"},
+                "image": {"bytes": content, "path": f"{name}.{ending}"},
                 "metadata": json.dumps(described, ensure_ascii=False, allow_nan=False),
             }
         )

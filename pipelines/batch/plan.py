@@ -24,7 +24,7 @@ from typing import Any
 from skipstep.files.artefact import differences
 from skipstep.pipelines.batch.durable import publish_file, publish_opened, remove, temporary_file
 from skipstep.pipelines.batch.files import read_file
-from skipstep.pipelines.batch.rows import Row, RowError, read_row
+from skipstep.pipelines.batch.rows import FIELDS, Fields, Row, RowError, read_row
 from skipstep.plugins.errors import PluginError
 
 __all__ = ["Batch", "Plan", "PlanMismatch", "Rejected", "cut_plan", "cut_shards", "open_plan"]
@@ -55,8 +55,9 @@ class Batch:
                 "prompt": row.prompt,
                 "seed": row.seed,
             }
-            if row.negative is not None:
-                entry["negative"] = row.negative
+            for name in ("negative", "photos"):
+                if (value := getattr(row, name)) is not None:
+                    entry[name] = value
             rows.append(entry)
         return {
             "width": first.width,
@@ -64,6 +65,7 @@ class Batch:
             "steps": first.steps,
             "guidance": first.guidance,
             "plugins": first.plugins,
+            **({} if first.frames is None else {"frames": first.frames}),
             "rows": rows,
         }
 
@@ -147,15 +149,15 @@ def pack(
         yield shard
 
 
-def read_rows(path: Path, defaults: Row, rejected: list[Rejected]) -> Iterator[Row]:
+def read_rows(path: Path, defaults: Row, rejected: list[Rejected], fields: Fields) -> Iterator[Row]:
     """Yield the good rows of a file and collect the others."""
     ids: dict[str, int] = {}
     recipes: dict[str, str] = {}
-    for line, found in read_file(path):
+    for line, found in read_file(path, fields):
         try:
             if isinstance(found, RowError):
                 raise found
-            row = read_row(line, found, defaults, recipes)
+            row = read_row(line, found, defaults, recipes, fields)
             # Two names that differ in case only are one file on many disks.
             first = ids.setdefault(row.id.lower(), line)
             if first != line:
@@ -175,6 +177,7 @@ def cut_plan(
     batch_size: int,
     shard_rows: int,
     strict: bool = False,
+    fields: Fields = FIELDS,
 ) -> Plan:
     """Cut a plan and write it to `folder`.
 
@@ -186,6 +189,7 @@ def cut_plan(
         batch_size: rows in a batch, at most.
         shard_rows: rows in a shard.
         strict: refuse the file if a single row is bad.
+        fields: those that a row may have.
 
     Raises PluginError if no row can be used, or with `strict` if one cannot.
     """
@@ -195,7 +199,7 @@ def cut_plan(
     count = position = 0
     file = temporary_file(folder / "plan.jsonl")
     try:
-        rows = read_rows(source, defaults, rejected)
+        rows = read_rows(source, defaults, rejected, fields)
         for shard in cut_shards(rows, batch_size=batch_size, shard_rows=shard_rows):
             written = json.dumps([batch.to_dict() for batch in shard], separators=(",", ":"))
             line = written.encode("ascii") + b"\n"
@@ -207,7 +211,7 @@ def cut_plan(
         if rejected and (strict or not count):
             raise PluginError(f"{source}: {describe_rejected(rejected)}")
         if not count:
-            raise PluginError(f"{source}: no rows: write at least one prompt")
+            raise PluginError(f"{source}: no rows: write at least one")
         publish_opened(file, folder / "plan.jsonl")
     except BaseException:
         with contextlib.suppress(OSError):

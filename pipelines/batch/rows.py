@@ -22,11 +22,23 @@ from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import show
 from skipstep.plugins.spelling import did_you_mean
 
-__all__ = ["FIELDS", "LARGEST_SEED", "LONGEST_TEXT", "Row", "RowError", "read_row", "recipe_text"]
+__all__ = [
+    "FIELDS",
+    "LARGEST_SEED",
+    "LONGEST_TEXT",
+    "Fields",
+    "Row",
+    "RowError",
+    "fields_of",
+    "read_row",
+    "recipe_text",
+    "subject_of",
+]
 
 LONGEST_TEXT = 4000
 LARGEST_SEED = 2**63 - 1
 MOST_STEPS = 1000
+MOST_FRAMES = 1024
 LARGEST_GUIDANCE = 1000
 # Line breaks and tabs are text; escape sequences, NULs and halves of surrogate pairs are not.
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -43,8 +55,9 @@ class RowError(PluginError):
 class Row:
     """What one picture is made from; None leaves the pipeline its own default.
 
-    `plugins` is a recipe as JSON text, always written the same way, so that rows with the same
-    plugins have the same text.
+    `photos` is what a reconstruction has instead of a prompt: a folder below that of the rows, and
+    `steps` are those of its refinement. `plugins` is a recipe as JSON text, always written the same
+    way, so that rows with the same plugins have the same text.
     """
 
     id: str
@@ -57,12 +70,15 @@ class Row:
     steps: int = 20
     guidance: float | None = None
     plugins: str = "[]"
+    frames: int | None = None
+    photos: str | None = None
 
     @property
     def group(self) -> tuple[Any, ...]:
         """Return what has to be equal in one pipeline call."""
         has_negative = self.negative is not None
-        return (self.width, self.height, self.steps, self.guidance, has_negative, self.plugins)
+        size = (self.width, self.height, self.frames)
+        return (*size, self.steps, self.guidance, has_negative, self.plugins)
 
 
 def read_text(field: str, value: object) -> str:
@@ -155,7 +171,21 @@ def read_plugins(field: str, value: object) -> str:
     return recipe_text(built)
 
 
-FIELDS: dict[str, Callable[[str, object], Any]] = {
+def read_photos(field: str, value: object) -> str:
+    """Check the name of a folder: below the folder of the rows, whatever the system."""
+    text = read_prompt(field, value)
+    parts = text.replace("\\", "/").split("/")
+    if parts[0] == "" or ".." in parts or ":" in text:
+        raise RowError(
+            f"{field} is {show(value)}: it must be a folder beside the file of rows, without '..'"
+        )
+    return text
+
+
+Fields = Mapping[str, Callable[[str, object], Any]]
+"""The fields a row may have, and what reads each."""
+
+FIELDS: Fields = {
     "id": read_id,
     "prompt": read_prompt,
     "negative": read_text,
@@ -165,8 +195,33 @@ FIELDS: dict[str, Callable[[str, object], Any]] = {
     "height": whole_number(1, LARGEST_SIDE),
     "steps": whole_number(1, MOST_STEPS),
     "guidance": read_guidance,
+    "frames": whole_number(1, MOST_FRAMES),
     "plugins": read_plugins,
 }
+SCENE_FIELDS: Fields = {
+    "id": read_id,
+    "photos": read_photos,
+    "seed": FIELDS["seed"],
+    "steps": FIELDS["steps"],
+}
+
+
+def fields_of(task: str) -> Fields:
+    """Return the fields of a task's rows; the arms of a comparison are the job's."""
+    if task == "reconstruct":
+        return SCENE_FIELDS
+    if task == "compare":
+        return {name: check for name, check in FIELDS.items() if name != "plugins"}
+    return FIELDS
+
+
+def subject_of(fields: Fields) -> str:
+    """Return the field that no row can do without.
+
+    >>> subject_of(FIELDS), subject_of(SCENE_FIELDS)
+    ('prompt', 'photos')
+    """
+    return "prompt" if "prompt" in fields else "photos"
 
 
 def recipe_text(plugins: Any) -> str:
@@ -176,7 +231,11 @@ def recipe_text(plugins: Any) -> str:
 
 
 def read_row(
-    line: int, given: Mapping[str, Any], defaults: Row, known: dict[str, str] | None = None
+    line: int,
+    given: Mapping[str, Any],
+    defaults: Row,
+    known: dict[str, str] | None = None,
+    fields: Fields = FIELDS,
 ) -> Row:
     """Return a checked row; what it does not say is taken from `defaults`.
 
@@ -186,26 +245,28 @@ def read_row(
         defaults: a row whose `seed` is the seed of the job.
         known: recipes that were read before, as they were written and as they are noted; a million
             rows rarely have more than a few.
+        fields: those that a row may have.
 
     Raises RowError.
     """
     values: dict[str, Any] = {}
     for field, value in given.items():
-        if value is None and field in FIELDS:
+        if value is None and field in fields:
             continue
-        if field == "plugins" and known is not None:
+        if field == "plugins" and known is not None and field in fields:
             written = json.dumps(value, sort_keys=True)
             if written not in known:
                 known[written] = read_plugins(field, value)
             values[field] = known[written]
             continue
-        check = FIELDS.get(field)
+        check = fields.get(field)
         if check is None:
-            hint = did_you_mean(str(field)[:60], FIELDS)
-            raise RowError(f"unknown field {show(field)}{hint} Fields: {', '.join(FIELDS)}")
+            hint = did_you_mean(str(field)[:60], fields)
+            raise RowError(f"unknown field {show(field)}{hint} Fields: {', '.join(fields)}")
         values[field] = check(field, value)
-    if "prompt" not in values:
-        raise RowError('no prompt: a row needs at least {"prompt": "what to draw"}')
+    if (subject := subject_of(fields)) not in values:
+        least = "what to draw" if subject == "prompt" else "a folder of pictures"
+        raise RowError(f'no {subject}: a row needs at least {{"{subject}": "{least}"}}')
     if "size" in values:
         if "width" in values or "height" in values:
             raise RowError("size and width/height are both given: give one of them")

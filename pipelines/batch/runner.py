@@ -12,7 +12,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,11 @@ from skipstep.pipelines.batch.claims import Claims
 from skipstep.pipelines.batch.durable import publish_file
 from skipstep.pipelines.batch.making import Made, Maker, Mode
 from skipstep.pipelines.batch.manifests import Manifest, Outcome
-from skipstep.pipelines.batch.metadata import describe_row, origin_of, parameters
 from skipstep.pipelines.batch.plan import Batch, Plan, PlanMismatch, batches_of
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop, Stopped, Unwritable
+from skipstep.pipelines.batch.tasks import open_task
 from skipstep.pipelines.compare import describe_machine
-from skipstep.pipelines.pictures import to_image, to_png
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.fingerprint import fingerprint
 
@@ -43,17 +42,16 @@ WAIT_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What every runner of a job needs to know; `deaths` is how often a batch may take its process
-    with it before it is made row by row.
+    """What every runner of a job needs to know; `source` is the file of rows, `deaths` how often a
+    batch may take its process with it before it is made row by row.
     """
 
     output: Path
+    source: Path
     job: dict[str, Any]
     kind: outputs.Format = "folder"
     mode: Mode = "planned"
     batch_size: int = 1
-    metadata: bool = True
-    model: str = ""
     verify: bool = False
     deaths: int = DEATHS_OF_A_BATCH
 
@@ -89,24 +87,27 @@ class Runner:
         self.tell = tell
         self.turn = turn
         check_pipeline(self.folder, pipe)
-        self.maker = Maker(pipe, work.mode)
+        self.task = open_task(work.job, pipe, work.source)
+        self.maker = Maker(self.task, work.mode)
         # A recipe that cannot serve this pipeline is said before the first picture.
-        self.maker.use(work.job["plugins"])
-        self.origin = origin_of(pipe, work.model)
+        self.task.use(work.job["plugins"])
         self.device = describe_machine(pipe)["device"]
         tell(Event("ready"))
 
-    def run(self) -> None:
+    def run(self, numbers: Sequence[int] | None = None) -> None:
         """Make every shard that has no sound manifest; wait for those that others are making.
+
+        Args:
+            numbers: only these shards.
 
         Raises Stopped, or Unwritable when the disk takes no more.
         """
         claims = Claims(self.folder)
         try:
-            count = len(self.plan.offsets)
+            given = range(len(self.plan.offsets)) if numbers is None else numbers
             # Runners begin at different places, so they seldom meet.
-            first = int(self.turn * count)
-            waiting = [(first + i) % count for i in range(count)]
+            first = int(self.turn * len(given))
+            waiting = [*given[first:], *given[:first]]
             is_first_look = True
             while waiting:
                 left = [number for number in waiting if not self.settle(number, claims)]
@@ -116,7 +117,7 @@ class Runner:
         except OSError as error:
             raise Unwritable.of(error) from error
         finally:
-            self.maker.close()
+            self.task.close()
             claims.close()
 
     def settle(self, number: int, claims: Claims) -> bool:
@@ -211,24 +212,14 @@ class Runner:
         ]
 
     def write(self, writer: outputs.Writer, made: Made) -> Outcome:
-        """Hand a picture to the writer and note what came of its row."""
+        """Hand a row's files to the writer and note what came of it."""
         row, digest = made.row, None
-        if made.picture is not None:
-            plugins = "[]" if made.without_plugins else row.plugins
-            described = describe_row(
-                row,
-                self.origin,
-                batch_size=made.batch_size,
-                fraction=made.fraction,
-                plugins=plugins,
-            )
-            image = to_image(made.picture)
-            if self.work.metadata:
-                png = to_png(image, described, parameters=parameters(described))
-            else:
-                png = to_png(image)
-            writer.add(row.id, png, described)
-            digest = hashlib.sha256(png).hexdigest()
+        if made.files:
+            writer.add(row.id, made.files, made.described)
+            digests = [hashlib.sha256(content).hexdigest() for content in made.files.values()]
+            digest = digests[0]
+            if len(digests) > 1:
+                digest = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         return Outcome(
             id=row.id,
             line=row.line,
@@ -240,6 +231,7 @@ class Runner:
             without_plugins=made.without_plugins,
             sha256=digest,
             error=made.error,
+            figures=made.figures,
         )
 
 

@@ -17,6 +17,7 @@ from skipstep.pipelines.batch import manifests
 from skipstep.pipelines.batch.durable import publish_opened, remove, temporary_file
 from skipstep.pipelines.batch.manifests import Manifest, Outcome
 from skipstep.pipelines.batch.plan import Plan
+from skipstep.pipelines.batch.rows import Row
 
 __all__ = ["Totals", "add_up", "write_report"]
 
@@ -25,11 +26,14 @@ SHOWN = 1000
 
 @dataclass
 class Totals:
-    """The figures of a run; `skipped` is the share of block computations not executed."""
+    """The figures of a run; `skipped` is the share of block computations not executed, `arms` what
+    a comparison found out about each.
+    """
 
     rows: int
     rejected: int
     shards: int
+    task: str = "pictures"
     shards_done: int = 0
     ok: int = 0
     failed: int = 0
@@ -42,6 +46,7 @@ class Totals:
     seconds_p95: float | None = None
     peak_bytes: int | None = None
     digest: str = ""
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     quarantined: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -69,7 +74,8 @@ def manifests_of(plan: Plan) -> Iterator[tuple[int, Manifest]]:
 
 def add_up(plan: Plan) -> Totals:
     """Read all manifests and return their sums."""
-    totals = Totals(plan.rows, plan.rejected, len(plan.offsets))
+    task = plan.job.get("task", "pictures")
+    totals = Totals(plan.rows, plan.rejected, len(plan.offsets), task)
     statuses: Counter[str] = Counter()
     seconds = array.array("d")
     digest = hashlib.sha256()
@@ -101,6 +107,11 @@ def add_up(plan: Plan) -> Totals:
         totals.seconds_median = ordered[len(ordered) // 2]
         totals.seconds_p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
     totals.digest = digest.hexdigest()
+    if arms := plan.job.get("arms"):
+        from skipstep.pipelines.batch.comparing import sum_up
+
+        outcomes = (row for _, manifest in manifests_of(plan) for row in manifest.rows)
+        totals.arms = sum_up(arms, outcomes)
     return totals
 
 
@@ -138,13 +149,21 @@ def index_lines(plan: Plan) -> Iterator[str]:
     """Yield where each picture is and what it shows."""
     for number, manifest in manifests_of(plan):
         rows = {row.id: row for batch in plan.shard(number) for row in batch.rows}
-        files = {Path(file.path).stem: file.path for file in manifest.files}
-        shard_file = manifest.files[0].path if len(manifest.files) == 1 else None
+        # A row's first file is the one to look at.
+        files: dict[str, str] = {}
+        for file in manifest.files:
+            files.setdefault(Path(file.path).name.partition(".")[0], file.path)
+        is_one_file = len(manifest.files) == 1
+        shard_file = manifest.files[0].path if is_one_file else None
         for outcome in manifest.rows:
             if outcome.status == "ok":
                 where = files.get(outcome.id, shard_file)
-                entry = {"id": outcome.id, "file": where, "prompt": rows[outcome.id].prompt}
-                yield json.dumps(entry | {"seed": outcome.seed, "sha256": outcome.sha256})
+                entry: dict[str, Any] = {"id": outcome.id, "file": where}
+                entry |= subject_of(rows[outcome.id])
+                entry |= {"seed": outcome.seed, "sha256": outcome.sha256}
+                if outcome.figures:
+                    entry["figures"] = outcome.figures
+                yield json.dumps(entry)
 
 
 def quarantine_lines(plan: Plan) -> Iterator[str]:
@@ -159,4 +178,9 @@ def quarantine_lines(plan: Plan) -> Iterator[str]:
         for batch in plan.shard(number):
             for row in batch.rows:
                 if row.id in failed:
-                    yield json.dumps(quarantine_entry(failed[row.id]) | {"prompt": row.prompt})
+                    yield json.dumps(quarantine_entry(failed[row.id]) | subject_of(row))
+
+
+def subject_of(row: Row) -> dict[str, str]:
+    """Return what a row is about: its prompt, or its photographs."""
+    return {"prompt": row.prompt} if row.photos is None else {"photos": row.photos}

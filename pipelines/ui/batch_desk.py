@@ -257,7 +257,8 @@ def check_rows(path: Path, limits: Limits) -> None:
             row = read_row(line, found, Row("", 0, "", 0))
         except RowError:
             continue
-        if row.steps > limits.steps or (row.width or 0) * (row.height or 0) > limits.pixels:
+        pixels = (row.width or 0) * (row.height or 0) * (row.frames or 1)
+        if row.steps > limits.steps or pixels > limits.pixels:
             raise RowError(
                 f"line {line}: {row.steps} steps at {row.width}x{row.height} are more than is "
                 f"allowed here: {limits.steps} steps, {limits.pixels:,} pixels"

@@ -1,8 +1,9 @@
 """Fetch the animated emoji that the video model is trained on.
 
 Sources: Microsoft Fluent emoji, animated (npm `@lobehub/fluent-emoji-anim-1` to `-4` 1.0.0, MIT as
-the packages say), SHA-256 checked; 730 MB of downloads, of which 14 MB are kept. Clips that hardly
-move, skin tones and names that emojibase does not know are left out.
+the packages and Microsoft's own repository of the set say), SHA-256 checked; 730 MB of downloads,
+of which 14 MB are kept. Clips that hardly move, skin tones and names that emojibase does not know
+are left out.
 """
 
 import io

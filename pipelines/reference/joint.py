@@ -2,7 +2,7 @@
 
   x_t = (1 - t) x_0 + t eps,   t = sigmoid(n), n ~ N(0, 1)     (Esser et al. 2024, arXiv:2403.03206)
   L = |v(x_t, t, text, pooled text) - (eps - x_0)|^2,   four latents of a square are one token
-Differs from the authors' code: 13 M parameters, MiniLM in both text slots (its pooled state where
+Differs from the authors' code: 7 M parameters, MiniLM in both text slots (its pooled state where
 Flux has CLIP's), guidance by a second branch with an empty prompt, as nothing is distilled.
 """
 

@@ -77,6 +77,12 @@ class Training:
     other_rate: Annotated[Rate, Field(description="peak rate of everything else, AdamW")] = 1e-3
     warmup_steps: Annotated[int, Field(ge=1)] = 60
     average: Annotated[float, Field(gt=0, lt=1, description="limit of the average's decay")] = 0.997
+    begin_with: Annotated[
+        str, Field(description="released weights, file without suffix; empty is at random")
+    ] = ""
+    compile_blocks: Annotated[
+        bool, Field(description="fuse each block's small operations; takes a minute to begin")
+    ] = False
     checkpoint_seconds: Seconds = 300.0
     sheet_seconds: Seconds = 900.0
 

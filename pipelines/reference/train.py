@@ -36,26 +36,20 @@ from skipstep.pipelines.reference.curve import Row, draw_curve
 from skipstep.pipelines.reference.data import picture_file, store_pictures
 from skipstep.pipelines.reference.examples import Examples, chosen_styles, load_examples
 from skipstep.pipelines.reference.families import FAMILIES
-from skipstep.pipelines.reference.load import new_reference
+from skipstep.pipelines.reference.load import find_file, new_reference
 from skipstep.pipelines.reference.muon import Muon
+from skipstep.pipelines.reference.plain_attention import plain_attention
+from skipstep.pipelines.reference.precision import precision
 from skipstep.pipelines.reference.recipe import Recipe, digest, find_recipe, load_recipe
 from skipstep.pipelines.reference.sheets import draw_sheet
 from skipstep.pipelines.reference.threads import CoreFollower
 
-__all__ = ["Trainer", "precision", "train"]
+__all__ = ["Trainer", "train"]
 
 LOGGER = logging.getLogger(__name__)
 
 EARLY_SHARE = 0.1
 LOG_STEPS = 25
-
-
-def precision() -> str:
-    """Return "bf16" if the hardware multiplies bfloat16, else "no": emulated it is slow."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    able: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "no"
 
 
 class Trainer:
@@ -65,6 +59,10 @@ class Trainer:
         self.recipe, self.accelerator = recipe, accelerator
         self.family = FAMILIES[recipe.family]
         self.model = self.family.new(recipe.denoiser).train().to(accelerator.device)
+        if recipe.training.compile_blocks:
+            for part in self.family.matrices:
+                for block in self.model.get_submodule(part).children():
+                    block.compile()
         named = list(self.model.named_parameters())
         self.names = [name for name, _ in named]
         self.parameters: list[Tensor] = [p for _, p in named]
@@ -95,7 +93,8 @@ class Trainer:
         """Take one step at `factor` times the peak learning rates; return the loss."""
         size = self.recipe.training.batch
         batch = examples.draw(size // self.accelerator.num_processes, generator)
-        with self.accelerator.autocast():
+        on_cpu = self.accelerator.device.type == "cpu"
+        with self.accelerator.autocast(), plain_attention(on_cpu):
             loss = self.family.loss(self.shared or self.model, batch, generator)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parameters, 1.0)
@@ -120,11 +119,17 @@ class Trainer:
 
     @torch.no_grad()
     def start_from(self, weights: Path) -> None:
-        """Begin with released weights instead of random ones; the optimizers begin anew."""
+        """Begin with released weights instead of random ones; the optimizers begin anew.
+
+        A parameter whose shape differs from the released one begins at random.
+        """
         released = load_file(weights)
         for name, parameter, average in zip(
             self.names, self.parameters, self.averages, strict=True
         ):
+            if released[name].shape != parameter.shape:
+                LOGGER.info("%s begins at random: its shape is not that of %s", name, weights.name)
+                continue
             for value in (parameter, average):
                 value.copy_(released[name])
 
@@ -211,7 +216,8 @@ def train(
 ) -> Path:
     """Train for the recipe's minutes of wall time, or a slice of them; return the run's folder.
 
-    With `weights`, a new run begins with that safetensors file; a checkpoint goes before it.
+    With `weights`, a new run begins with that safetensors file, else with the one that the recipe
+    names, else at random; a checkpoint goes before it.
     """
     torch.manual_seed(0)
     accelerator = Accelerator(mixed_precision=precision(), cpu=not torch.cuda.is_available())
@@ -222,6 +228,13 @@ def train(
         examples = examples.to(device)
     trainer = Trainer(recipe, accelerator)
     run, settings = Run(trainer, cache), recipe.training
+    if weights is None and settings.begin_with:
+        weights = find_file(f"{settings.begin_with}.safetensors")
+        if weights is None:
+            raise ValueError(
+                f"{recipe.title} begins with {settings.begin_with!r}, whose weights are not here: "
+                "train that first, or give --weights"
+            )
     budget = WallBudget(settings.minutes * 60)
     if run.checkpoint.exists():
         budget.spent = trainer.restore(run.checkpoint)
@@ -290,7 +303,8 @@ def parse_arguments() -> Any:
     parser.add_argument("recipe", help="a name of recipes/ or a YAML file")
     parser.add_argument("--cache", type=Path, default=Path(".cache"), help="data, checkpoints")
     parser.add_argument("--slice", type=float, default=math.inf, help="minutes to train now")
-    parser.add_argument("--weights", type=Path, help="begin with them, not at random")
+    parser.add_argument("--weights", type=Path, help="begin with them, not the recipe's")
+    parser.add_argument("--threads", type=int, help="at most so many; else all free cores")
     parser.add_argument("--pack", action="store_true", help="only render the data, to take along")
     return parser.parse_args()
 
@@ -302,7 +316,7 @@ def main() -> None:
     if arguments.pack:
         print(pack(recipe, arguments.cache))
         return
-    follower = None if torch.cuda.is_available() else CoreFollower()
+    follower = None if torch.cuda.is_available() else CoreFollower(arguments.threads)
     train(
         recipe,
         arguments.cache,

@@ -28,6 +28,7 @@ from skipstep.pipelines.reference.budget import WallBudget
 from skipstep.pipelines.reference.clips import load_clips
 from skipstep.pipelines.reference.data import Pictures
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
+from skipstep.pipelines.reference.precision import half_precision
 
 __all__ = ["CONFIG", "clip_loss", "clips_to_tensor", "draw_clips", "new_video_autoencoder"]
 
@@ -131,7 +132,9 @@ def train(cache: Path, minutes: float, output: Path) -> None:
     while not budget.is_over:
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE * budget.cosine(step, warmup_steps=50, floor=0.01)
-        loss = clip_loss(model, draw_clips(clips, random, BATCH).to(device), features, generator)
+        x = draw_clips(clips, random, BATCH).to(device)
+        with half_precision(device):
+            loss = clip_loss(model, x, features, generator)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

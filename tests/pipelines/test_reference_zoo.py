@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -27,6 +29,7 @@ from skipstep.pipelines.reference.examples import Examples, examples_file, load_
 from skipstep.pipelines.reference.families import FAMILIES
 from skipstep.pipelines.reference.joint import pack, positions
 from skipstep.pipelines.reference.load import find_weights, new_reference, trained_names
+from skipstep.pipelines.reference.plain_attention import plain_attention
 from skipstep.pipelines.reference.recipe import (
     RECIPES,
     Recipe,
@@ -48,6 +51,14 @@ TINY: dict[str, dict[str, Any]] = {
     "flux": {"num_layers": 1, "num_single_layers": 1, "num_attention_heads": 1},
     "wan": {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 64, "ffn_dim": 64},
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> None:
+    """Let each test choose its precision: accelerate keeps the first choice of a process."""
+    AcceleratorState._reset_state()
+
+
 PICTURES = ("picture", "picture256", "hightoken", "unet", "joint")
 
 
@@ -59,7 +70,9 @@ def tiny(name: str, latents: int = 8, minutes: float = 10.0) -> Recipe:
         recipe,
         denoiser={**recipe.denoiser, **TINY[recipe.family], **sizes},
         data=dataclasses.replace(recipe.data, size=8 * latents, names="pizza"),
-        training=dataclasses.replace(recipe.training, batch=2, minutes=minutes),
+        training=dataclasses.replace(
+            recipe.training, batch=2, minutes=minutes, compile_blocks=False, begin_with=""
+        ),
     )
 
 
@@ -127,7 +140,7 @@ def test_clips_go_from_the_autoencoder_through_training_to_frames(
         recipe,
         denoiser={**recipe.denoiser, **TINY["wan"]},
         data=dataclasses.replace(recipe.data, size=32, frames=5, names="pizza"),
-        training=dataclasses.replace(recipe.training, batch=2),
+        training=dataclasses.replace(recipe.training, batch=2, compile_blocks=False),
     )
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (1, 5, 32, 32, 4), dtype=np.uint8)
@@ -239,6 +252,74 @@ def test_a_saved_sibling_opens_as_the_stock_class_with_the_same_picture(
             ).images
         )
     np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "added"])
+def test_plain_attention_is_the_fused_one_with_its_gradients(kind: str) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, s, 8, dtype=torch.float64) for s in (5, 7, 7))
+    kept = torch.rand(2, 1, 5, 7) < 0.7
+    kept[..., 0] = True
+    masks = {"none": None, "boolean": kept, "added": torch.randn(2, 1, 5, 7, dtype=torch.float64)}
+    gradients = []
+    for enabled in (False, True):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        with plain_attention(enabled):
+            out = F.scaled_dot_product_attention(*inputs, attn_mask=masks[kind], scale=0.3)
+        gradients.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for fused, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, fused)
+
+
+def test_plain_attention_ends_with_its_context_and_refuses_what_it_does_not_know() -> None:
+    fused = F.scaled_dot_product_attention
+    x = torch.randn(1, 1, 4, 8)
+    with pytest.raises(ValueError, match="no dropout, causal mask"), plain_attention():
+        assert F.scaled_dot_product_attention is not fused
+        F.scaled_dot_product_attention(x, x, x, is_causal=True)
+    assert F.scaled_dot_product_attention is fused
+
+
+def test_compiled_blocks_are_the_familys_and_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    recipe = tiny("joint")
+    settings = dataclasses.replace(recipe.training, compile_blocks=True)
+    trainer = Trainer(
+        dataclasses.replace(recipe, training=settings),
+        Accelerator(cpu=True, mixed_precision="no"),
+    )
+    model = trainer.model
+    assert compiled == [*model.transformer_blocks, *model.single_transformer_blocks]
+    assert set(trainer.averaged()) == set(FAMILIES["flux"].new(recipe.denoiser).state_dict())
+
+
+def test_weights_to_begin_with_are_taken_where_their_shapes_agree(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe, accelerator = tiny("picture"), Accelerator(cpu=True, mixed_precision="no")
+    released = Trainer(recipe, accelerator).averaged()
+    save_file(released, tmp_path / "some.safetensors")
+    finer = dataclasses.replace(recipe, denoiser={**recipe.denoiser, "patch_size": 1})
+    trainer = Trainer(finer, accelerator)
+    with caplog.at_level("INFO"):
+        trainer.start_from(tmp_path / "some.safetensors")
+    mine = trainer.averaged()
+    differ = {name for name, value in released.items() if value.shape != mine[name].shape}
+    assert differ == {"pos_embed.proj.weight", "proj_out.weight", "proj_out.bias"}
+    assert all(f"{name} begins at random" in caplog.text for name in differ)
+    for name in released.keys() - differ:
+        torch.testing.assert_close(mine[name], released[name], rtol=0, atol=0)
+
+
+def test_a_recipe_that_begins_with_absent_weights_says_so(tmp_path: Path) -> None:
+    recipe = tiny("picture")
+    torch.save(vars(some_examples()), examples_file(recipe.data, tmp_path))
+    settings = dataclasses.replace(recipe.training, begin_with="other")
+    with pytest.raises(ValueError, match="picture-v2 begins with 'other', whose weights are not"):
+        train(dataclasses.replace(recipe, training=settings), tmp_path)
 
 
 def test_the_text_scorer_judges_the_models_it_was_made_for() -> None:

@@ -41,9 +41,10 @@ Array = NDArray[np.float64]
 PRIOR = Path(__file__).with_name("tune_prior.json")
 OFFSET, NOISE, EASE = 1.0, 0.02, 0.3
 SHARE_OF_SORT, SHARE_OF_ALL = 0.6, 0.4
-REACH = {"share": 0.15, "threshold": 0.5, "error": 0.5}
+REACH = {"share": 0.25, "threshold": 0.5, "error": 0.7}
 REACH_OF_ALL = 0.2
-TASK_REACH = 1.5
+# Tasks with equal descriptors are alike, not equal.
+TASK_LIKENESS, TASK_REACH = 0.8, 1.5
 LEAST_DISTANCE = 1e-4
 NAMES = ("method", "forecaster", "span", "preset", "solver", "rhythm")
 OTHER_METHOD = 4.0
@@ -181,7 +182,8 @@ class Ranker:
         """Return the covariance of (1) between two lists of (task, arm)."""
         i, j = np.array([task for task, _ in a]), np.array([task for task, _ in b])
         apart = (placed[:, None] - placed[None]) ** 2
-        near = np.exp(-apart.mean(-1) / (2 * TASK_REACH**2))[np.ix_(i, j)]
+        alike = TASK_LIKENESS * np.exp(-apart.mean(-1) / (2 * TASK_REACH**2))
+        near = np.where(np.eye(len(placed), dtype=bool), 1.0, alike)[np.ix_(i, j)]
         x, y = numbers(seen for _, seen in a), numbers(seen for _, seen in b)
         reach = np.array([*REACH.values()])
         squares = ((x[:, None] - y[None]) / reach) ** 2

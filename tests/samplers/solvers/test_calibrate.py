@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor
 
 from skipstep.files.artefact import refusing_files
@@ -258,6 +259,39 @@ def test_another_model_is_refused(made: SolverFile) -> None:
     )
     with pytest.raises(Incompatible, match="denoisers: made for .'Another 0123'."):
         run(tiny, steps=5)
+
+
+def test_a_solver_fitted_to_the_pipelines_own_end_is_nearer_to_it_than_plain_steps() -> None:
+    tiny = tiny_pipeline("sd3")
+    call = {k: v for k, v in tiny.call.items() if k not in ("guidance_scale", "output_type")}
+    call.pop(tiny.prompt_argument, None)
+    own, many, few = tiny.pipe.scheduler, run(tiny, steps=9), run(tiny, steps=3)
+    plugin = calibrate_solver(
+        tiny.pipe,
+        list(tiny.prompts),
+        steps=3,
+        guidance=tiny.call["guidance_scale"],
+        trajectories=4,
+        reference="own",
+        reference_steps=9,
+        **call,
+    )
+    assert tiny.pipe.scheduler is own and "step" not in vars(own)
+    assert torch.equal(run(tiny, steps=9), many)
+    tiny.pipe.enable_plugin(plugin)
+    assert (run(tiny, steps=3) - many).norm() < 0.7 * (few - many).norm()
+    # The call need not say how many steps a fitted solver takes.
+    noise = torch.Generator("cpu").manual_seed(0)
+    tiny.pipe(tiny.prompts[0], **tiny.call, generator=noise)
+    assert tiny.pipe.plugin_report().steps == 3
+
+
+def test_a_scheduler_that_adds_noise_cannot_be_followed() -> None:
+    tiny = tiny_pipeline("sd15")
+    config = tiny.pipe.scheduler.config
+    tiny.pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(config)
+    with pytest.raises(PluginError, match="adds noise of its own.*reference='fine'"):
+        calibrate_solver(tiny.pipe, "a fox", reference="own")
 
 
 @pytest.mark.parametrize(

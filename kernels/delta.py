@@ -14,7 +14,7 @@ attention here is not causal.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from skipstep.kernels.dispatch import backend_for, custom_op
@@ -61,6 +61,7 @@ def delta_correct(
     *,
     stride: int = 64,
     scale: float | None = None,
+    kv_lens: Int[Tensor, " b"] | None = None,
     backend: str | None = None,
 ) -> Float[Tensor, "b h s d"]:
     """Return sparse attention shifted by what it misses at the anchors, which become exact.
@@ -71,6 +72,7 @@ def delta_correct(
         o_sparse: what sparse attention returned for `q`.
         stride: queries per dense row.
         scale: of the logits; 1/sqrt(d) if None.
+        kv_lens: keys of each batch entry that count, the first ones; None: all.
         backend: "torch", "triton" or "interpret"; None chooses (`kernels.dispatch`).
 
     Raises:
@@ -90,8 +92,11 @@ def delta_correct(
             "heads of q are a multiple of theirs"
         )
     places = anchors(q.shape[2], stride, q.device)
+    mask = None
+    if kv_lens is not None:
+        mask = (torch.arange(k.shape[2], device=q.device) < kv_lens[:, None])[:, None, None]
     dense = torch.nn.functional.scaled_dot_product_attention(
-        q.index_select(2, places), k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q.index_select(2, places), k, v, mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     delta = dense.to(wide) - o_sparse.index_select(2, places)

@@ -198,18 +198,46 @@ def made_up(
 ) -> Float[Tensor, "b h n d"]:
     """Make up for what was left out: by pooled keys, then by differences at every n-th query."""
     if choice.is_pooled:
-        k_mean, v_mean = (block_mean(x, scene.block_k).to(x.dtype) for x in (k, v))
-        everything = all_blocks(q.shape[2], scene.nk, block_q=scene.block_q, block_k=scene.block_k)
-        pooled, pooled_lse = block_sparse_attention(
-            q, k_mean, v_mean, everything, scale=scene.scale, return_lse=True
+        pooled, pooled_lse = pooled_attention(q, k, v, scene, kv_lens)
+        output, _ = merge((output, lse), (pooled, pooled_lse))
+    if method.delta:
+        shifted = delta_correct(
+            output, q, k, v, stride=method.delta, scale=scene.scale, kv_lens=kv_lens
         )
-        shift = math.log(scene.block_k)
-        output, _ = merge((output, lse), (pooled, pooled_lse + shift))
-    if method.delta and kv_lens is None:
-        shifted = delta_correct(output, q, k, v, stride=method.delta, scale=scene.scale)
         is_exact = scene.is_text[:, None] & method.keep_text
         output = output.where(is_exact, shifted)
     return output
+
+
+def pooled_attention(
+    q: Float[Tensor, "b h n d"],
+    k: Float[Tensor, "b h n d"],
+    v: Float[Tensor, "b h n d"],
+    scene: Scene,
+    kv_lens: Int[Tensor, " b"] | None,
+) -> tuple[Float[Tensor, "b h n d"], Float[Tensor, "b h n"]]:
+    """Attend to the means of all key blocks, each of which counts as often as a block has tokens.
+
+    The last block with tokens counts as a full one.
+    """
+    block, n = scene.block_k, q.shape[2]
+    blocks = None
+    if kv_lens is not None:
+        first = torch.arange(scene.nk, device=k.device) * block
+        held = (kv_lens[:, None] - first).clamp(1, block)
+        whole = (n - first).clamp_max(block)
+        inside = torch.arange(n, device=k.device) < kv_lens[:, None]
+        share = (whole / held)[:, None, :, None]
+        k, v = (x.masked_fill(~inside[:, None, :, None], 0) for x in (k, v))
+        blocks = (kv_lens + block - 1) // block
+    else:
+        share = 1.0
+    k_mean, v_mean = ((block_mean(x, block) * share).to(x.dtype) for x in (k, v))
+    everything = all_blocks(n, scene.nk, block_q=scene.block_q, block_k=block, device=q.device)
+    pooled, lse = block_sparse_attention(
+        q, k_mean, v_mean, everything, scale=scene.scale, kv_lens=blocks, return_lse=True
+    )
+    return pooled, lse + math.log(block)
 
 
 def kept_mass(

@@ -104,6 +104,34 @@ def test_a_sample_does_not_depend_on_its_neighbours(name: str) -> None:
     torch.testing.assert_close(both.output[1:], alone.output, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_delta_at_every_query_is_dense_attention_and_inputs_stay_as_they_are(name: str) -> None:
+    layout = LAYOUTS["video, text after"]
+    given = tokens(layout.tokens)
+    copies = [x.clone() for x in given]
+    outcome = attend(method(name, keep=0.2, delta=1), layout)
+    assert outcome.output is not None and float(outcome.density) < 1
+    expected = torch.nn.functional.scaled_dot_product_attention(*given)
+    torch.testing.assert_close(outcome.output, expected, atol=2e-5, rtol=0)
+    assert all(torch.equal(x, y) for x, y in zip(given, copies, strict=True))
+
+
+# The clusters of svg2 start from the last ones, whatever these were of.
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "svg2"])
+def test_another_size_is_not_taken_for_the_one_before(name: str) -> None:
+    """What a method noted at one size is of no use at the next; masks are kept per size."""
+    found = method(name, keep=0.3)
+    memory: dict[str, Any] = {}
+    for layout in (LAYOUTS["video, text after"], Layout((4, 6, 6), text=6)):
+        q, k, v = tokens(layout.tokens)
+        for step in range(2):
+            mixed = attend_sparsely(found, q, k, v, layout, step=step, memory=memory)
+    assert mixed.output is not None
+    fresh = attend(found, layout)
+    assert fresh.output is not None and torch.equal(mixed.mask, fresh.mask)
+    torch.testing.assert_close(mixed.output, fresh.output)
+
+
 @pytest.mark.parametrize("name", [name for name, cls in METHODS.items() if cls.takes_mass])
 @pytest.mark.parametrize("mass", [0.5, 0.9])
 def test_more_mass_keeps_more_and_reaches_it_where_it_is_known(name: str, mass: float) -> None:

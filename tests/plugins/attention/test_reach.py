@@ -173,21 +173,29 @@ def test_a_copy_made_while_it_runs_is_plain() -> None:
     assert torch.equal(run(tiny, steps=2), expected)
 
 
-@pytest.mark.parametrize("family", ["flux", "sd3"])
+@pytest.mark.parametrize(
+    "family",
+    ["flux", "sd3", *(pytest.param(f, marks=pytest.mark.slow) for f in ("pixart", "wan", "sd15"))],
+)
 def test_compiled_blocks_stay_one_graph_and_give_the_eager_picture(family: str) -> None:
     tiny = tiny_pipeline(family)
     with_plugin(tiny, sparse(family))
     expected = run(tiny, steps=2)
+    layers = len(tiny.pipe.plugin_report().attention)
     tiny.pipe.disable_plugins()
-    transformer = tiny.pipe.transformer
-    for block in transformer.transformer_blocks[:2]:
-        block.compile(fullgraph=True, backend="aot_eager")
+    denoiser = getattr(tiny.pipe, tiny.denoiser)
+    if denoiser._repeated_blocks:
+        denoiser.compile_repeated_blocks(fullgraph=True, backend="eager")
+    else:
+        for block in denoiser.transformer_blocks[:2]:
+            block.compile(fullgraph=True, backend="aot_eager")
     plain_compiled = run(tiny, steps=2)
     with_plugin(tiny, sparse(family))
     found, report = run(tiny, steps=2), tiny.pipe.plugin_report()
     tiny.pipe.disable_plugins()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    assert [layer.sparse for layer in report.attention] == [2] * 4
+    calls = 2 if family != "wan" else 4
+    assert [layer.sparse for layer in report.attention] == [calls] * layers
     assert torch.equal(run(tiny, steps=2), plain_compiled)
 
 

@@ -103,6 +103,25 @@ def test_pooled_keys_count_for_what_was_left_out() -> None:
     assert error(pooled, expected) < 0.6 * error(plain, expected)
 
 
+@pytest.mark.parametrize("options", [{"delta": 4}, {"samples": 4, "pooled": True}])
+def test_what_makes_up_for_the_rest_sees_no_padding(options: dict[str, Any]) -> None:
+    """A sample that ends early is what it is on its own, whatever its padding holds.
+
+    All blocks are kept, since their choice may see padding; the delta is of dense attention then,
+    and pooled keys change what is kept.
+    """
+    layout, short = Layout((1, 8, 8), text=16), Layout((1, 8, 8), text=8)
+    q, k, v = tokens(80)
+    found = ASA(keep=1.0, **SMALL, **options)
+    for x in (k, v):
+        x[1, :, 72:] = 100.0
+    lens = torch.tensor([80, 72])
+    both = attend_sparsely(found, q, k, v, layout, kv_lens=lens).output
+    alone = attend_sparsely(found, *(x[1:, :, :72] for x in (q, k, v)), short).output
+    assert both is not None
+    assert error(alone, both[1:, :, :72]) < 1e-5
+
+
 def test_above_break_even_a_sample_is_dense_and_its_neighbours_are_not() -> None:
     """One sample whose blocks are unlike, so that all are kept, beside one that is not."""
     q, k, v = tokens(LAYOUT.tokens)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skipstep.pipelines.comparison import Comparison
     from skipstep.pipelines.tuning import Tuning
     from skipstep.plugins.lifecycle import Handle
+    from skipstep.samplers.search.sampler import Found
 
 __version__ = "0.1.0"
 
@@ -62,6 +63,7 @@ _LAZY = {
     "evolve_plan": "skipstep.pipelines.ecad",
     "load_reference": "skipstep.pipelines.reference",
     "plan_cache": "skipstep.pipelines.plan",
+    "search": "skipstep.pipelines.search",
 }
 
 __all__ = ["__version__", "enable", *_LAZY]
@@ -88,6 +90,13 @@ def _autotune(self: Any, prompts: Sequence[Any] | None = None, **options: Any) -
     return autotune(self, prompts, **options)
 
 
+def _search(self: Any, prompt: Any, **options: Any) -> "Found":
+    """Make several pictures of one prompt and return the best first: `skipstep.search`."""
+    from skipstep.pipelines.search import search
+
+    return search(self, prompt, **options)
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
@@ -98,4 +107,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-_install(autotune=_autotune, compare=_compare)
+_install(autotune=_autotune, compare=_compare, search=_search)

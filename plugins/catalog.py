@@ -24,6 +24,7 @@ GROUP = "skipstep.plugins"
 
 BUILTIN: dict[str, str] = {
     "abcache": "skipstep.caching.abcache:ABCache",
+    "accelerated_ddpm": "skipstep.samplers.solvers.accelerated_ddpm:AcceleratedDDPM",
     "adacache": "skipstep.caching.adacache:AdaCache",
     "asa": "skipstep.plugins.attention.methods.asa:ASA",
     "block_sparse": "skipstep.plugins.attention.block_sparse:BlockSparse",
@@ -31,6 +32,7 @@ BUILTIN: dict[str, str] = {
     "calibrated": "skipstep.samplers.solvers.calibrated:Calibrated",
     "cfgcache": "skipstep.caching.cfgcache:CFGCache",
     "clusca": "skipstep.caching.clusca:ClusCa",
+    "contrast": "skipstep.plugins.contrast:Contrast",
     "dbcache": "skipstep.caching.dbcache:DBCache",
     "deepcache": "skipstep.caching.deepcache:DeepCache",
     "deltadit": "skipstep.caching.deltadit:DeltaDiT",

@@ -12,6 +12,7 @@ from skipstep.plugins.profile import Profile
 __all__ = ["attach", "is_exclusive", "order", "why_not"]
 
 KINDS = {
+    "guidance": "skipstep.plugins.guidance",
     "sampler": "skipstep.plugins.sampler",
     "cache": "skipstep.plugins.cache",
     "attention": "skipstep.plugins.attention.attach",

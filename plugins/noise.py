@@ -26,13 +26,14 @@ def noise_at(pipe: Any, index: int) -> tuple[float, float] | None:
 
 
 def adds_noise(pipe: Any) -> bool:
-    """Say whether a pipeline's scheduler is stochastic, by its name and its configured algorithm:
-    nothing else tells.
+    """Say whether a pipeline's scheduler is stochastic: ours say so, of others the name and the
+    configured algorithm tell.
     """
     scheduler = getattr(pipe, "scheduler", None)
     algorithm = getattr(getattr(scheduler, "config", None), "algorithm_type", None)
     name = type(scheduler).__name__
-    return any(word in name for word in ("Ancestral", "SDE")) or "sde" in str(algorithm)
+    said = bool(getattr(scheduler, "adds_noise", False))
+    return said or any(word in name for word in ("Ancestral", "SDE")) or "sde" in str(algorithm)
 
 
 def _sigma(scheduler: Any, index: int) -> float | None:

@@ -10,15 +10,26 @@ power-law spectrum of picture latents; "sharp", 128 numbers near a union of 8-di
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from skipstep.samplers.distill.walk import renoise
+from skipstep.samplers.search.sampler import Visit
 from skipstep.samplers.solvers.paths import Path
 
-__all__ = ["TARGETS", "Mixture", "Network", "mixture", "relative_errors", "solve_finely"]
+__all__ = [
+    "TARGETS",
+    "ExactSampler",
+    "Mixture",
+    "Network",
+    "mixture",
+    "relative_errors",
+    "solve_finely",
+]
 
 TARGETS = ("ring", "grid", "latent", "sharp")
 WIDE = torch.float64
@@ -96,6 +107,45 @@ class Network:
             "flow_prediction": eps - x0,
         }[self.prediction]
         return found.to(x.dtype)
+
+
+@dataclass
+class ExactSampler:
+    """Walk along the exact flow of a mixture by Euler's steps, for searches (samplers/search)."""
+
+    mixture: Mixture
+    steps: int = 20
+    evaluations: int = 0
+
+    def noise(self, count: int, generator: torch.Generator) -> Float64[Tensor, "b d"]:
+        """Return normal noise."""
+        return torch.randn(count, self.mixture.means.shape[1], generator=generator, dtype=WIDE)
+
+    def walk(
+        self, x: Float64[Tensor, "b d"], begin: int, end: int, keep: Collection[int] = ()
+    ) -> Visit:
+        """Go from node to node; pictures are what is expected behind the last state."""
+        states, picture = {}, x
+        for i in range(begin, end):
+            t, s = self._time(i), self._time(i + 1)
+            picture = self.mixture.picture(x / (1 - t), t / (1 - t))
+            x = (s / t) * x + (1 - s / t) * picture
+            self.evaluations += len(x)
+            if i + 1 in keep:
+                states[i + 1] = x
+        return Visit(x, picture if end < self.steps else x, states)
+
+    def renoise(
+        self, x: Float64[Tensor, "b d"], node: int, to: int, generator: torch.Generator
+    ) -> Float64[Tensor, "b d"]:
+        """Bring states back to a noisier node."""
+        rows = torch.ones(len(x), dtype=WIDE)
+        return renoise(
+            x, self._time(node) * rows, self._time(to) * rows, self.noise(len(x), generator)
+        )
+
+    def _time(self, node: int) -> float:
+        return min(1 - node / self.steps, 1 - 1e-6)
 
 
 def mixture(name: str) -> Mixture:

@@ -54,6 +54,7 @@ class FewStepScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.nodes = {len(each) - 1: list(each) for each in nodes}
         self.alphas = None if alphas_cumprod is None else torch.tensor(alphas_cumprod)
         self.init_noise_sigma = 1.0
+        self.adds_noise = gamma > 0
         self.begin_index: int | None = None
         self.step_index: int | None = None
         self.set_timesteps(next(iter(self.nodes)))

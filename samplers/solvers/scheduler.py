@@ -271,6 +271,11 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
         move, (p, q) = self._moves[index], self._conversions[index]
         wide = torch.promote_types(sample.dtype, torch.float32)
         x = sample.to(wide)
+        if self._longest == 1 and move.redo is None and self._base is None:
+            # Nothing remembers u, so it need not be written down: x' is one sum of x and output.
+            w = move.weights[0]
+            found = combined(move.anchor + w * p, x, (w * q,), (model_output.to(wide),))
+            return self._stepped(found, None, index, sample.dtype, return_dict)
         self._memory.insert(0, combined(p, x, (q,), (model_output.to(wide),)))
         if self._base is None:
             self._base = x
@@ -278,19 +283,28 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
             self._base = combined(move.redo[0], self._base, move.redo[1], self._memory)
         found = combined(move.anchor, self._base, move.weights, self._memory)
         picture = self._memory[0] if self._kernel == "x0" else None
-        if index + 1 == len(self._moves):
-            picture = found if picture is None else picture
-        following = None if index + 1 == len(self._moves) else self._moves[index + 1]
         if move.ends:
             del self._memory[: move.forget]
             del self._memory[self._longest :]
             # The end of a step is the next base, unless the next evaluation does the step again.
+            following = None if index + 1 == len(self._moves) else self._moves[index + 1]
             if following is None or following.redo is None:
                 self._base = None
+        return self._stepped(found, picture, index, sample.dtype, return_dict)
+
+    def _stepped(
+        self,
+        found: Tensor,
+        picture: Tensor | None,
+        index: int,
+        dtype: torch.dtype,
+        return_dict: bool,
+    ) -> Any:
+        """Count the evaluation and return its outcome in the sample's type."""
         self._step_index = index + 1
-        output = SolverOutput(
-            found.to(sample.dtype), None if picture is None else picture.to(sample.dtype)
-        )
+        if picture is None and index + 1 == len(self._moves):
+            picture = found
+        output = SolverOutput(found.to(dtype), None if picture is None else picture.to(dtype))
         return output if return_dict else output.to_tuple()
 
     def _start(self, timestep: Any) -> None:

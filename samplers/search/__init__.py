@@ -1,0 +1,1 @@
+"""Search: spend evaluations on finding a better picture instead of making one."""

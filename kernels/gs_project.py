@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipstep.kernels.full_precision import full_precision
 
-__all__ = ["project_gaussians", "rotation_matrices"]
+__all__ = ["project_factors", "project_gaussians", "rotation_matrices"]
 
 BORDER = 0.15
 
@@ -53,6 +53,23 @@ def project_gaussians(
 
     A depth below `near` means behind the camera: the other two values are then finite but void.
     """
+    factors = rotation_matrices(quats) * scales[:, None, :]
+    return project_factors(means, factors, w2c, K, width=width, height=height, near=near, blur=blur)
+
+
+@full_precision
+def project_factors(
+    means: Float[Tensor, "n 3"],
+    factors: Float[Tensor, "n 3 3"],
+    w2c: Float[Tensor, "v 4 4"],
+    K: Float[Tensor, "v 3 3"],
+    *,
+    width: int,
+    height: int,
+    near: float = 0.01,
+    blur: float = 0.3,
+) -> tuple[Float[Tensor, "v n 2"], Float[Tensor, "v n 3"], Float[Tensor, "v n"]]:
+    """Do the same for any factor M of the covariance, Sigma = M M^T, as Cholesky's."""
     rotation, translation = w2c[:, :3, :3], w2c[:, None, :3, 3]
     x, y, z = (means @ rotation.mT + translation).unbind(-1)  # [v, n]
     fx, fy, cx, cy = (K[:, i, j, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
@@ -61,7 +78,7 @@ def project_gaussians(
     border_x, border_y = BORDER * width / fx, BORDER * height / fy
     tu = torch.minimum(torch.maximum(u, -cx / fx - border_x), (width - cx) / fx + border_x)
     tv = torch.minimum(torch.maximum(v, -cy / fy - border_y), (height - cy) / fy + border_y)
-    M = (rotation[:, None] @ rotation_matrices(quats)) * scales[:, None, :]  # [v, n, 3, 3]
+    M = rotation[:, None] @ factors  # [v, n, 3, 3]
     r0 = (fx * iz)[..., None] * (M[..., 0, :] - tu[..., None] * M[..., 2, :])
     r1 = (fy * iz)[..., None] * (M[..., 1, :] - tv[..., None] * M[..., 2, :])
     c00 = (r0 * r0).sum(-1) + blur

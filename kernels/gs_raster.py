@@ -26,7 +26,15 @@ from skipstep.kernels.dispatch import Backend, backend_for, or_torch
 from skipstep.kernels.full_precision import full_precision
 from skipstep.kernels.gs_bin import ALPHA_MIN, TileLists, tile_lists
 
-__all__ = ["ALPHA_MAX", "T_MIN", "rasterize_gaussians", "rasterize_gaussians_ref"]
+__all__ = [
+    "ALPHA_MAX",
+    "T_MIN",
+    "over",
+    "rasterize_gaussians",
+    "rasterize_gaussians_ref",
+    "tile_centres",
+    "untile",
+]
 
 ALPHA_MAX = 0.999
 T_MIN = 1e-4

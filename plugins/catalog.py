@@ -53,6 +53,7 @@ BUILTIN: dict[str, str] = {
     "hicache": "skipstep.caching.hicache:HiCache",
     "hicachepp": "skipstep.caching.hicachepp:HiCachePP",
     "hip": "skipstep.plugins.attention.methods.hip:HiP",
+    "lga": "skipstep.plugins.views.lga:LongRangeGroups",
     "magcache": "skipstep.caching.magcache:MagCache",
     "minference": "skipstep.plugins.attention.methods.minference:MInference",
     "mminference": "skipstep.plugins.attention.methods.grid_permutation:GridPermutation",
@@ -80,6 +81,7 @@ BUILTIN: dict[str, str] = {
     "vsa": "skipstep.plugins.attention.methods.vsa:VSA",
     "xattention": "skipstep.plugins.attention.methods.xattention:XAttention",
     "zipvl": "skipstep.plugins.tokens.zipvl:ZipVL",
+    "zpressor": "skipstep.plugins.views.zpressor:ZPressor",
 }
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")

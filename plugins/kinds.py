@@ -18,6 +18,7 @@ KINDS = {
     "attention": "skipstep.plugins.attention.attach",
     "constants": "skipstep.plugins.constants",
     "tokens": "skipstep.plugins.tokens.attach",
+    "views": "skipstep.plugins.views.attach",
     "custom": "skipstep.plugins.custom",
 }
 """Kind -> module with ORDER (small is outermost), EXCLUSIVE, why_not(plugin, profile) and

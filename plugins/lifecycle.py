@@ -300,7 +300,8 @@ def last_report(pipe: Any) -> Report | None:
 
 def why_not(plugin: Any, found: Profile) -> str | None:
     """Return why a plugin cannot serve a pipeline, in words, or None."""
-    return found.why_not_at_all() or kinds.why_not(plugin, found)
+    at_all = None if plugin.kind == "views" else found.why_not_at_all()
+    return at_all or kinds.why_not(plugin, found)
 
 
 @contextlib.contextmanager

@@ -53,13 +53,21 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Profile:
-    """Describe a pipeline: its class name and its denoisers, in component order."""
+    """Describe a pipeline: its class name, its denoisers, and the components that turn pictures
+    and cameras into a scene, in component order.
+    """
 
     pipeline: str
     denoisers: tuple[Denoiser, ...]
+    reconstructors: tuple[tuple[str, nn.Module], ...] = ()
 
     def why_not_at_all(self) -> str | None:
-        """Return why no plugin can work here, in words, or None."""
+        """Return why no plugin of a denoiser can work here, in words, or None."""
+        if not self.denoisers and self.reconstructors:
+            return (
+                f"{self.pipeline} makes its result in one forward pass, so there are no steps to "
+                "skip, sample or thin out; plugins of kind views can work here (zpressor, lga)"
+            )
         if not self.denoisers:
             return f"{self.pipeline} has no denoiser (a module whose forward takes a timestep)"
         for denoiser in self.denoisers:
@@ -74,14 +82,21 @@ class Profile:
 
 def profile(pipe: Any) -> Profile:
     """Inspect a pipeline; costs one walk over its modules and changes nothing."""
-    found = []
+    found, reconstructors = [], []
     for name, component in pipe.components.items():
         if not isinstance(component, nn.Module):
             continue
+        if _takes_cameras(component):
+            reconstructors.append((name, component))
         inner = getattr(component, "_orig_mod", component)
         if _takes_timestep(inner) and not _is_controlnet(name, inner):
             found.append(_describe(name, component, inner))
-    return Profile(type(pipe).__name__, tuple(found))
+    return Profile(type(pipe).__name__, tuple(found), tuple(reconstructors))
+
+
+def _takes_cameras(module: nn.Module) -> bool:
+    """Say whether a module reconstructs: it takes pictures and their intrinsics."""
+    return {"pictures", "K"} <= set(inspect.signature(type(module).forward).parameters)
 
 
 def _takes_timestep(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ tune         tiles of the attention kernels, for `kernels.tuning`
 sparse       block-sparse attention beside SDPA (cuDNN, flash) and compiled flex_attention
 quantised    int8 scores, kernel alone and with quantisation, beside SDPA
 elementwise  every other kernel: GB/s, the share of a copy's that is, and plain torch's time
+splat        rendering of Gaussians, scenes and feed-forward sizes, beside gsplat
 """
 
 import functools
@@ -336,6 +337,13 @@ def elementwise(machine: Machine) -> Iterator[Unit]:
             yield Unit(case.name, functools.partial(measure, case))
 
 
+def splat(machine: Machine) -> Iterator[Unit]:
+    """Measure the renderer."""
+    from skipstep.benchmarks.gpu.splat_slice import units
+
+    yield from units(machine)
+
+
 SLICES: Mapping[str, Callable[[Machine], Iterator[Unit]]] = {
     "correctness": correctness,
     "roofline": roofline,
@@ -343,6 +351,7 @@ SLICES: Mapping[str, Callable[[Machine], Iterator[Unit]]] = {
     "sparse": sparse,
     "quantised": quantised,
     "elementwise": elementwise,
+    "splat": splat,
 }
 
 

@@ -1,8 +1,7 @@
-"""A training schedule in time: the learning rate reaches its end whatever the speed."""
+"""A training schedule in wall time: the learning rate reaches its end whatever the speed."""
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 __all__ = ["WallBudget"]
@@ -10,23 +9,16 @@ __all__ = ["WallBudget"]
 
 @dataclass
 class WallBudget:
-    """Count the seconds of one training run; `spent` is what earlier processes used.
-
-    `clock` is wall time, or `time.process_time` where a shared machine must not cut a run short.
-    """
+    """Count the seconds of one training run; `spent` is what earlier processes used."""
 
     seconds: float
     spent: float = 0.0
-    clock: Callable[[], float] = time.monotonic
-    started: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.started = self.clock()
+    started: float = field(default_factory=time.monotonic)
 
     @property
     def used(self) -> float:
         """Seconds trained so far, all processes together."""
-        return self.spent + self.clock() - self.started
+        return self.spent + time.monotonic() - self.started
 
     @property
     def fraction(self) -> float:

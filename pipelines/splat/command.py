@@ -122,12 +122,15 @@ def rebuild_object(
     """Rebuild an object; return it and the frames of an orbit."""
     from skipstep.pipelines.splat.pipeline import (
         GaussianReconstructionPipeline,
+        as_tensor,
         load_reconstructor,
     )
 
-    pipe = GaussianReconstructionPipeline(load_reconstructor())
+    pictures = as_tensor(folder) if capture is None else capture.pictures
+    name = "single-view" if len(pictures) == 1 else "cost-volume"
+    pipe = GaussianReconstructionPipeline(load_reconstructor(name))
     result = pipe(
-        folder if capture is None else capture.pictures,
+        pictures,
         None if capture is None else capture.cameras,
         background=background,
         refine_steps=refine_steps,

@@ -29,6 +29,7 @@ from skipstep.pipelines.splat.unet import ViewUNet
 
 __all__ = [
     "CostVolumeGaussianModel",
+    "EncodedViews",
     "PixelGaussians",
     "flat",
     "network_input",
@@ -50,6 +51,32 @@ class PixelGaussians:
     opacities: Float[Tensor, "b n"]
     colours: Float[Tensor, "b n 3"]
     z: Float[Tensor, "b v height width"]
+
+
+@dataclass
+class EncodedViews:
+    """Views between encoder and decoder: tokens, what decoding takes of each, volume and rays."""
+
+    tokens: Float[Tensor, "b v s d"]
+    skips: tuple[Tensor, Tensor]
+    small: Float[Tensor, "b v 4 height width"]
+    K: Float[Tensor, "b v 3 3"]
+    occ: Float[Tensor, "b v planes height width"]
+    dif: Float[Tensor, "b v planes height width"]
+    o: Float[Tensor, "b v 3"]
+    d: Float[Tensor, "b v height width 3"]
+
+    def __getitem__(self, views: Tensor) -> "EncodedViews":
+        fine, middle = (skip[:, views] for skip in self.skips)
+        rest = (self.small, self.K, self.occ, self.dif, self.o, self.d)
+        return EncodedViews(
+            self.tokens[:, views], (fine, middle), *(values[:, views] for values in rest)
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return how many rows and columns of tokens a view has."""
+        return self.small.shape[-2] // 4, self.small.shape[-1] // 4
 
 
 def pixel_rays(
@@ -154,10 +181,36 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
 
         Height and width are multiples of 4 times the stride.
         """
+        encoded = self.encode(pictures, w2c, K)
+        return self.decode(encoded, self.fuse(encoded.tokens))
+
+    @property
+    def transformer_blocks(self) -> nn.ModuleList:
+        """Return the blocks that fuse the tokens of all views."""
+        return self.unet.transformer_blocks
+
+    def encode(
+        self,
+        pictures: Float[Tensor, "b v 4 height width"],
+        w2c: Float[Tensor, "b v 4 4"],
+        K: Float[Tensor, "b v 3 3"],
+        *,
+        others: list[list[int]] | None = None,
+    ) -> "EncodedViews":
+        """Sweep every view against `others` (see `sweep`) and return its tokens."""
         small, K = self.shrink(pictures, K)
-        occ, dif, o, d = self.volume(small, w2c, K)
-        raw = self.unet(network_input(small, occ, dif, o, d))
-        return self.gaussians(raw.float(), small, K, occ, dif, o, d)
+        occ, dif, o, d = self.volume(small, w2c, K, others)
+        tokens, skips = self.unet.encode(network_input(small, occ, dif, o, d))
+        return EncodedViews(tokens, skips, small, K, occ, dif, o, d)
+
+    def fuse(self, tokens: Float[Tensor, "b v s d"]) -> Float[Tensor, "b v s d"]:
+        """Let all tokens of all views attend to each other."""
+        return self.unet.fuse(tokens)
+
+    def decode(self, encoded: "EncodedViews", tokens: Float[Tensor, "b v s d"]) -> PixelGaussians:
+        """Return the Gaussians of encoded views whose tokens were fused."""
+        raw = self.unet.decode(tokens, encoded.skips).float()
+        return self.gaussians(raw, encoded)
 
     def shrink(
         self, pictures: Float[Tensor, "b v 4 height width"], K: Float[Tensor, "b v 3 3"]
@@ -192,15 +245,12 @@ class CostVolumeGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
     def gaussians(
         self,
         raw: Float[Tensor, "b v k height width"],
-        small: Float[Tensor, "b v 4 height width"],
-        K: Float[Tensor, "b v 3 3"],
-        occ: Float[Tensor, "b v d height width"],
-        dif: Float[Tensor, "b v d height width"],
-        o: Float[Tensor, "b v 3"],
-        d: Float[Tensor, "b v height width 3"],
+        encoded: "EncodedViews",
     ) -> PixelGaussians:
         """Turn what the network says into Gaussians."""
-        p = torch.softmax(log_prior(occ, dif, self.hazard) + 4 * raw[:, :, : len(self.planes)], 2)
+        small, K, o, d = encoded.small, encoded.K, encoded.o, encoded.d
+        prior = log_prior(encoded.occ, encoded.dif, self.hazard)
+        p = torch.softmax(prior + 4 * raw[:, :, : len(self.planes)], 2)
         z = torch.einsum("bvdhw,d->bvhw", p, self.planes)
         rgb, scale, quat, opacity = torch.split(raw[:, :, len(self.planes) :], [3, 3, 4, 1], 2)
         alpha = small[:, :, 3:]

@@ -17,12 +17,15 @@ READERS = {".ply": read_ply, ".splat": read_splat, ".spz": read_spz}
 
 
 def save(gaussians: Gaussians, path: str | Path, **options: Any) -> Path:
-    """Write a scene and return the path; `options` are those of `write_html`."""
+    """Write a scene and return the path; `options` are those of `write_html`.
+
+    No file format knows surfels: they are written as thin 3D Gaussians (`Gaussians.solid`).
+    """
     path = Path(path)
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"{path.name!r}: the ending must be one of {', '.join(WRITERS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    WRITERS[path.suffix.lower()](gaussians, path, **options)
+    WRITERS[path.suffix.lower()](gaussians.solid(), path, **options)
     return path
 
 

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skipstep.kernels.gs_harmonics import colours_to_harmonics
+from skipstep.kernels.gs_project import rotation_matrices
+from skipstep.kernels.gs_rotate import multiply_quaternions, quaternion_of, rotate_harmonics
 from skipstep.pipelines.splat.cameras import Cameras
 from skipstep.pipelines.splat.render import Rendering, render
 
@@ -26,7 +28,8 @@ class Gaussians:
     Attributes:
         means: Centres in the world.
         quats: Rotations (w, x, y, z), of any length but 0.
-        scales: Standard deviations along the rotated axes, positive.
+        scales: Standard deviations along the rotated axes, positive: three of them, or two for flat
+            surfels, whose third axis is their normal.
         opacities: 0 to 1.
         sh: Spherical harmonics of degree 0 to 3 (k = 1, 4, 9, 16).
         features: Further values per splat, rendered as channels of that name.
@@ -34,7 +37,7 @@ class Gaussians:
 
     means: Float[Tensor, "n 3"]
     quats: Float[Tensor, "n 4"]
-    scales: Float[Tensor, "n 3"]
+    scales: Float[Tensor, "n axes"]
     opacities: Float[Tensor, " n"]
     sh: Float[Tensor, "n k 3"]
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -48,6 +51,31 @@ class Gaussians:
 
     def __len__(self) -> int:
         return len(self.means)
+
+    @property
+    def is_flat(self) -> bool:
+        """Say whether these are 2D Gaussian surfels."""
+        return self.scales.shape[-1] == 2
+
+    def solid(self) -> "Gaussians":
+        """Return 3D Gaussians: surfels get a tenth of their smaller axis as thickness.
+
+        Files and viewers know no surfels. Their pictures are close, not equal.
+        """
+        if not self.is_flat:
+            return self
+        thin = 0.1 * self.scales.amin(-1, keepdim=True)
+        return replace(self, scales=torch.cat([self.scales, thin], -1))
+
+    def flattened(self) -> "Gaussians":
+        """Return surfels: each Gaussian loses its thinnest axis, which becomes the normal."""
+        if self.is_flat:
+            return self
+        order = self.scales.argsort(-1, descending=True)
+        axes = rotation_matrices(self.quats).gather(2, order[:, None].expand(-1, 3, -1))
+        u, v = axes[..., 0], axes[..., 1]
+        quats = quaternion_of(torch.stack([u, v, torch.linalg.cross(u, v)], -1))
+        return replace(self, quats=quats, scales=self.scales.gather(1, order[:, :2]))
 
     def __getitem__(self, chosen: slice | Tensor | Sequence[int]) -> "Gaussians":
         return self.each(lambda values: values[chosen])
@@ -82,6 +110,22 @@ class Gaussians:
             name: torch.cat([part.features[name] for part in parts]) for name in first.features
         }
         return replace(first, **joined, features=features)
+
+    def transformed(
+        self,
+        rotation: Float[Tensor, "3 3"],
+        translation: Float[Tensor, " 3"],
+        scale: float = 1.0,
+    ) -> "Gaussians":
+        """Return the scene at scale * rotation x + translation; harmonics turn with it."""
+        rotation = rotation.to(self.means)
+        return replace(
+            self,
+            means=scale * self.means @ rotation.T + translation.to(self.means),
+            quats=multiply_quaternions(quaternion_of(rotation), self.quats),
+            scales=scale * self.scales,
+            sh=rotate_harmonics(self.sh, rotation),
+        )
 
     def pruned(self, *, min_opacity: float = 1 / 255) -> "Gaussians":
         """Return the splats that can be seen at all."""

@@ -48,7 +48,7 @@ LESSONS = {
         eval_views=4,
     ),
     "single-view": Lesson(
-        "single-view-v1", SingleViewGaussianModel, batch=12, view_chances={1: 1.0}, eval_views=1
+        "single-view-v1", SingleViewGaussianModel, batch=8, view_chances={1: 1.0}, eval_views=1
     ),
 }
 

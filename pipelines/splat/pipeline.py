@@ -1,6 +1,7 @@
 """Photos to 3D Gaussians in one forward pass: a diffusers pipeline around a reconstructor.
 
-The cameras are moved into the model's world before the pass, the Gaussians back after it: the point
+A reconstructor of several views sees their cameras, one of a single picture works in its frame. The
+cameras are moved into the model's world before the pass, the Gaussians back after it: the point
 that all optical axes come closest to is the origin there, and the cameras are 2.2 from it on
 average. So results are in the user's world, whatever its unit.
 """
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -20,26 +21,33 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from skipstep.kernels.gs_harmonics import colours_to_harmonics
 from skipstep.pipelines.splat.cameras import Cameras
 from skipstep.pipelines.splat.capture import ENDINGS, has_alpha, read_pictures, tensor_of
 from skipstep.pipelines.splat.cost_volume import CostVolumeGaussianModel
 from skipstep.pipelines.splat.gaussians import Gaussians
 from skipstep.pipelines.splat.objects import DISTANCE, FOV
 from skipstep.pipelines.splat.refine import refine
+from skipstep.pipelines.splat.single_view import SingleViewGaussianModel
+from skipstep.plugins.lifecycle import manager_of
 
 __all__ = [
     "GaussianReconstructionOutput",
     "GaussianReconstructionPipeline",
+    "as_tensor",
     "canonical_cameras",
     "load_reconstructor",
 ]
 
-WEIGHTS = "cost-volume-v1"
+RECONSTRUCTORS: dict[str, tuple[str, Any]] = {
+    "cost-volume": ("cost-volume-v1", CostVolumeGaussianModel),
+    "single-view": ("single-view-v1", SingleViewGaussianModel),
+}
 # A pixel of an opaque picture belongs to the object when it differs this much from the background.
 MATTE = 0.03
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}
-MOST_VIEWS = 16
+# Every view is compared with every other, unless a plugin keeps their number down.
+MOST_VIEWS, MOST_PRESSED_VIEWS = 16, 256
+FIELDS = ("means", "quats", "scales", "opacities", "colours")
 
 
 @dataclass
@@ -106,9 +114,19 @@ class GaussianReconstructionPipeline(DiffusionPipeline):  # type: ignore[misc]  
     pipe(pictures, cameras).gaussians.save("object.html")
     """
 
-    def __init__(self, reconstructor: CostVolumeGaussianModel) -> None:
+    def __init__(self, reconstructor: CostVolumeGaussianModel | SingleViewGaussianModel) -> None:
         super().__init__()
         self.register_modules(reconstructor=reconstructor)
+
+    @property
+    def views(self) -> range:
+        """Return how many pictures a call takes."""
+        if isinstance(self.reconstructor, SingleViewGaussianModel):
+            return range(1, 2)
+        manager = manager_of(self)
+        handles = [] if manager is None or manager.is_paused else manager.handles.values()
+        pressed = any(getattr(handle.plugin, "many_views", False) for handle in handles)
+        return range(2, (MOST_PRESSED_VIEWS if pressed else MOST_VIEWS) + 1)
 
     @torch.no_grad()
     def __call__(
@@ -136,10 +154,8 @@ class GaussianReconstructionPipeline(DiffusionPipeline):  # type: ignore[misc]  
         """
         pictures = as_tensor(images)
         views, _, height, width = pictures.shape
-        if not 2 <= views <= MOST_VIEWS:
-            raise ValueError(
-                f"{views} pictures were given: between 2 and {MOST_VIEWS} of one object are needed"
-            )
+        if views not in self.views:
+            raise ValueError(why_not_so_many(views, self.views))
         if cameras is None:
             cameras = canonical_cameras(views).resized(width, height)
         if len(cameras) != views:
@@ -157,19 +173,8 @@ class GaussianReconstructionPipeline(DiffusionPipeline):  # type: ignore[misc]  
             full, (resolution, resolution), mode="bilinear", antialias=True, align_corners=False
         ).clamp(0, 1)
         near_cameras, centre, scale = into_model_world(cameras.resized(resolution, resolution))
-        device = next(self.reconstructor.parameters()).device
-        result = self.reconstructor(
-            square[None].to(device),
-            near_cameras.w2c[None].to(device),
-            near_cameras.K[None].to(device),
-        )
-        gaussians = Gaussians(
-            means=result.means[0].cpu() / scale + centre,
-            quats=result.quats[0].cpu(),
-            scales=result.scales[0].cpu() / scale,
-            opacities=result.opacities[0].cpu(),
-            sh=colours_to_harmonics(result.colours[0].cpu()),
-        ).pruned()
+        gaussians = self.reconstruct(square, near_cameras)
+        gaussians = gaussians.transformed(torch.eye(3), centre, 1 / scale).pruned()
         seconds = {"reconstruct": time.perf_counter() - began}
         if refine_steps:
             began = time.perf_counter()
@@ -185,6 +190,34 @@ class GaussianReconstructionPipeline(DiffusionPipeline):  # type: ignore[misc]  
                 )
             seconds["refine"] = time.perf_counter() - began
         return GaussianReconstructionOutput(gaussians, cameras, seconds)
+
+    def reconstruct(self, pictures: Float[Tensor, "v 4 size size"], cameras: Cameras) -> Gaussians:
+        """Run the reconstructor on pictures over white; the cameras are in the model's world."""
+        model = self.reconstructor
+        device = next(model.parameters()).device
+        inputs = [values[None].to(device) for values in (pictures, cameras.w2c, cameras.K)]
+        if isinstance(model, SingleViewGaussianModel):
+            result = model(inputs[0][:, 0], inputs[2][:, 0])
+        else:
+            result = model(*inputs)
+        gaussians = Gaussians.from_colours(*(getattr(result, name)[0].cpu() for name in FIELDS))
+        if isinstance(model, SingleViewGaussianModel):
+            c2w = torch.linalg.inv(cameras.w2c[0])
+            gaussians = gaussians.transformed(c2w[:3, :3], c2w[:3, 3])
+        return gaussians
+
+
+def why_not_so_many(views: int, allowed: range) -> str:
+    """Say what to do about a wrong number of pictures."""
+    if allowed == range(1, 2):
+        return (
+            f"{views} pictures were given and this model takes 1: use "
+            'load_reconstructor("cost-volume") for several'
+        )
+    message = f"{views} pictures were given: between 2 and {allowed[-1]} of one object are needed"
+    if views == 1:
+        return f'{message}; load_reconstructor("single-view") takes 1'
+    return message if views < 2 else f'{message}; enable_plugin("zpressor") takes more'
 
 
 def as_tensor(images: Any) -> Float[Tensor, "v c height width"]:
@@ -214,11 +247,21 @@ def as_tensor(images: Any) -> Float[Tensor, "v c height width"]:
     return tensor_of([image.convert(mode) for image in images])
 
 
-def load_reconstructor() -> CostVolumeGaussianModel:
-    """Load the shipped reconstructor, trained on procedural objects, without a network."""
+def load_reconstructor(name: str = "cost-volume") -> Any:
+    """Load a shipped reconstructor, trained on procedural objects, without a network.
+
+    "cost-volume" takes 2 to 16 pictures with cameras, "single-view" takes one picture.
+
+    Raises ValueError for another name.
+    """
+    if name not in RECONSTRUCTORS:
+        raise ValueError(
+            f"there is no reconstructor {name!r}: choose one of {', '.join(RECONSTRUCTORS)}"
+        )
+    weights, new = RECONSTRUCTORS[name]
     folder = resources.files("skipstep.pipelines").joinpath("splat/weights")
-    with resources.as_file(folder.joinpath(f"{WEIGHTS}.safetensors")) as path:
+    with resources.as_file(folder.joinpath(f"{weights}.safetensors")) as path:
         state = load_file(path)
-    model = CostVolumeGaussianModel()
-    model.load_state_dict({name: values.float() for name, values in state.items()})
-    return cast(CostVolumeGaussianModel, model.eval())
+    model = new()
+    model.load_state_dict({key: values.float() for key, values in state.items()})
+    return model.eval()

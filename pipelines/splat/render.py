@@ -11,15 +11,17 @@ from torch import Tensor
 from skipstep.kernels.gs_harmonics import harmonics_to_colours
 from skipstep.kernels.gs_project import project_gaussians, rotation_matrices
 from skipstep.kernels.gs_raster import rasterize_gaussians
+from skipstep.kernels.gs_surfel import project_surfels, rasterize_surfels
 from skipstep.pipelines.splat.cameras import Cameras
 
 if TYPE_CHECKING:
     from skipstep.pipelines.splat.gaussians import Gaussians
 
-__all__ = ["NEAR", "OUTPUTS", "Rendering", "render"]
+__all__ = ["NEAR", "OUTPUTS", "Rendering", "draw_projected", "render"]
 
 OUTPUTS = ("depth", "normal", "features")
 NEAR = 0.01
+FEATURE = "feature "
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ class Rendering:
 def normals(gaussians: "Gaussians", d: Float[Tensor, "v n 3"]) -> Float[Tensor, "v n 3"]:
     """Return each splat's thinnest axis in the world, turned towards the camera."""
     axes = rotation_matrices(gaussians.quats).mT  # [n, axis, 3]
-    thinnest = gaussians.scales.argmin(-1)
-    normal = axes[torch.arange(len(axes), device=axes.device), thinnest]
+    if gaussians.is_flat:
+        normal = axes[:, 2]
+    else:
+        thinnest = gaussians.scales.argmin(-1)
+        normal = axes[torch.arange(len(axes), device=axes.device), thinnest]
     away = (normal * d).sum(-1, keepdim=True) > 0
     return torch.where(away, -normal, normal)
 
@@ -63,6 +68,33 @@ def render(
     """
     if unknown := set(outputs) - set(OUTPUTS):
         raise ValueError(f"unknown outputs {sorted(unknown)}: choose from {', '.join(OUTPUTS)}")
+    views = len(cameras)
+    d = torch.nn.functional.normalize(gaussians.means - cameras.centres[:, None], dim=-1)
+    channels = {"rgb": harmonics_to_colours(gaussians.sh, d)}
+    if "normal" in outputs:
+        channels["normal"] = normals(gaussians, d)
+    if "features" in outputs:
+        extra = {name: values.flatten(1) for name, values in gaussians.features.items()}
+        channels |= {FEATURE + name: values.expand(views, -1, -1) for name, values in extra.items()}
+    draw = draw_flat if gaussians.is_flat else draw_solid
+    maps, alpha, depth = draw(gaussians, cameras, channels, "depth" in outputs)
+    rgb = maps["rgb"] + (1 - alpha)[..., None] * alpha.new_tensor(background)
+    normal = maps["normal"] / alpha.clamp_min(1e-6)[..., None] if "normal" in maps else None
+    features = {
+        name.removeprefix(FEATURE): values
+        for name, values in maps.items()
+        if name.startswith(FEATURE)
+    }
+    return Rendering(rgb, alpha, depth, normal, features)
+
+
+Channels = dict[str, Tensor]
+
+
+def draw_solid(
+    gaussians: "Gaussians", cameras: Cameras, channels: Channels, with_depth: bool
+) -> tuple[Channels, Tensor, Tensor | None]:
+    """Composite 3D Gaussians: maps by name, alpha, and the mean depth of their centres."""
     means2d, conics, depths = project_gaussians(
         gaussians.means,
         gaussians.quats,
@@ -73,29 +105,56 @@ def render(
         height=cameras.height,
         near=NEAR,
     )
-    views = len(cameras)
-    d = torch.nn.functional.normalize(gaussians.means - cameras.centres[:, None], dim=-1)
-    channels = [harmonics_to_colours(gaussians.sh, d)]
-    if "depth" in outputs:
-        channels.append(depths[..., None])
-    if "normal" in outputs:
-        channels.append(normals(gaussians, d))
-    names = list(gaussians.features) if "features" in outputs else []
-    extra = [gaussians.features[name].flatten(1) for name in names]
-    channels += [values.expand(views, -1, -1) for values in extra]
+    return draw_projected(
+        means2d, conics, depths, gaussians.opacities, cameras, channels, with_depth
+    )
+
+
+def draw_projected(
+    means2d: Float[Tensor, "v n 2"],
+    conics: Float[Tensor, "v n 3"],
+    depths: Float[Tensor, "v n"],
+    opacities: Float[Tensor, " n"],
+    cameras: Cameras,
+    channels: Channels,
+    with_depth: bool,
+) -> tuple[Channels, Tensor, Tensor | None]:
+    """Composite projected splats."""
+    if with_depth:
+        channels = {**channels, "depth": depths[..., None]}
     image, alpha = rasterize_gaussians(
         means2d,
         conics,
         depths,
-        torch.where(depths > NEAR, gaussians.opacities, 0.0),
-        torch.cat(channels, -1),
+        torch.where(depths > NEAR, opacities, 0.0),
+        torch.cat(list(channels.values()), -1),
         width=cameras.width,
         height=cameras.height,
     )
-    widths = [part.shape[-1] for part in channels]
-    parts = list(torch.split(image, widths, -1))
-    rgb = parts.pop(0) + (1 - alpha)[..., None] * image.new_tensor(background)
-    covered = alpha.clamp_min(1e-6)
-    depth = parts.pop(0)[..., 0] / covered if "depth" in outputs else None
-    normal = parts.pop(0) / covered[..., None] if "normal" in outputs else None
-    return Rendering(rgb, alpha, depth, normal, dict(zip(names, parts, strict=True)))
+    maps = apart(image, channels)
+    depth = maps.pop("depth")[..., 0] / alpha.clamp_min(1e-6) if with_depth else None
+    return maps, alpha, depth
+
+
+def draw_flat(
+    gaussians: "Gaussians", cameras: Cameras, channels: Channels, with_depth: bool
+) -> tuple[Channels, Tensor, Tensor | None]:
+    """Composite surfels: maps by name, alpha, and the mean depth where rays meet them."""
+    T, depths = project_surfels(
+        gaussians.means, gaussians.quats, gaussians.scales, cameras.w2c, cameras.K
+    )
+    image, alpha, depth = rasterize_surfels(
+        T,
+        depths,
+        torch.where(depths > NEAR, gaussians.opacities, 0.0),
+        torch.cat(list(channels.values()), -1),
+        width=cameras.width,
+        height=cameras.height,
+    )
+    return apart(image, channels), alpha, depth if with_depth else None
+
+
+def apart(image: Float[Tensor, "v height width c"], channels: Channels) -> Channels:
+    """Split a picture into its maps."""
+    widths = [part.shape[-1] for part in channels.values()]
+    return dict(zip(channels, torch.split(image, widths, -1), strict=True))

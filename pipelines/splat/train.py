@@ -2,7 +2,7 @@
 
 Run: python -m skipstep.pipelines.splat.train cost-volume --minutes 60
 What a step sees and minimises: lessons.py. AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101),
-cosine in process time; what is shipped is the running average of the weights in float16.
+cosine in wall time; what is shipped is the running average of the weights in float16.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LOGGER = logging.getLogger(__name__)
 
 RATE = 1e-3
 EMA_LIMIT = 0.998
-CHECKPOINT_SECONDS, LOG_STEPS = 60, 50
+CHECKPOINT_SECONDS, LOG_STEPS = 600, 20
 
 
 class Trainer:
@@ -129,12 +129,12 @@ def train(
     bf16: bool = False,
     start: Path | None = None,
 ) -> None:
-    """Train for `minutes` of process time in all and write weights and config to `output`."""
+    """Train for `minutes` of wall time in all and write weights and config to `output`."""
     lesson = LESSONS[name]
     held_out = load_examples(cache, 100, first=HELD_OUT)
     examples = load_examples(cache, len(objects), first=objects.start)
     trainer = Trainer(lesson, rate=rate, bf16=bf16)
-    budget = WallBudget(minutes * 60, clock=time.process_time)
+    budget = WallBudget(minutes * 60)
     checkpoint = cache / f"{name}-checkpoint.pt"
     if checkpoint.exists():
         budget.spent = trainer.restore(checkpoint)
@@ -143,7 +143,7 @@ def train(
     generator = torch.Generator().manual_seed(1 + objects.start + trainer.steps)
     saved, recent = budget.used, []
     while not budget.is_over:
-        factor = budget.cosine(trainer.steps, warmup_steps=100, floor=0.02)
+        factor = budget.cosine(trainer.steps, warmup_steps=30, floor=0.02)
         recent.append(trainer.step(draw_batch(lesson, examples, generator), factor))
         if not math.isfinite(recent[-1]):
             raise FloatingPointError(
@@ -162,6 +162,7 @@ def train(
             LOGGER.info("step %d: novel %.2f dB, input %.2f dB", trainer.steps, novel, again)
             trainer.save(checkpoint, budget.used)
     trainer.save(checkpoint, budget.used)
+    LOGGER.info("%d steps, %.0f CPU s", trainer.steps, time.process_time())
     model = trainer.averaged()
     figures = {
         views: evaluate(model, held_out, objects=64, views=views)
@@ -183,7 +184,7 @@ def main() -> None:
     )
     parser.add_argument("model", choices=sorted(LESSONS))
     parser.add_argument("--cache", type=Path, default=Path(".cache/splat"))
-    parser.add_argument("--minutes", type=float, default=60.0, help="process time, in all")
+    parser.add_argument("--minutes", type=float, default=60.0, help="wall time to train, in all")
     parser.add_argument("--objects", type=int, default=2400, help="size of the training set")
     parser.add_argument("--first", type=int, default=0, help="seed of its first object")
     parser.add_argument("--rate", type=float, default=RATE, help="peak learning rate")

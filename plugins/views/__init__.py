@@ -1,0 +1,1 @@
+"""Reconstruction from many views: which views' tokens meet which."""

@@ -46,17 +46,20 @@ def codebooks(*scales: float) -> list[Setting]:
 
 
 SWEEPS: dict[str, list[Setting]] = {
-    "adacache": codebooks(0.0625, 0.125, 0.25, 0.5, 1),
-    "dbcache": one("threshold", 0.02, 0.04, 0.08, 0.12, 0.2, 0.3),
-    "dicache": one("threshold", 0.05, 0.1, 0.2, 0.3, 0.4, 0.6),
-    "easycache": one("threshold", 0.01, 0.02, 0.05, 0.1, 0.2, 0.4),
-    "fbcache": one("threshold", 0.02, 0.05, 0.08, 0.1, 0.15, 0.25),
-    "foresight": one("tolerance", 0.1, 0.25, 0.5, 1, 2, 4),
-    "magcache": one("threshold", 0.01, 0.03, 0.06, 0.12, 0.2),
-    "seacache": one("threshold", 0.05, 0.1, 0.15, 0.25, 0.4, 0.6),
-    "speca": one("threshold", 0.03, 0.05, 0.1, 0.2, 0.3),
-    "teacache": one("threshold", 0.02, 0.05, 0.1, 0.2, 0.3),
-    "teacache fitted": one("threshold", 0.02, 0.05, 0.1, 0.2, 0.3),
+    "adacache": codebooks(0.125, 0.25, 0.5, 1),
+    "dbcache": one("threshold", 0.04, 0.08, 0.12, 0.2),
+    "dicache": one("threshold", 0.1, 0.2, 0.4, 0.6),
+    "easycache": one("threshold", 0.02, 0.05, 0.1, 0.2),
+    "fbcache": one("threshold", 0.05, 0.1, 0.15, 0.25),
+    "foresight": [
+        *one("tolerance", 0.25, 0.5, 1, 2, 4),
+        *one("tolerance", 1, 2, interval=5),
+    ],
+    "magcache": one("threshold", 0.03, 0.06, 0.12, 0.2),
+    "seacache": one("threshold", 0.1, 0.15, 0.25, 0.4),
+    "speca": one("threshold", 0.05, 0.1, 0.2),
+    "teacache": one("threshold", 0.05, 0.1, 0.2, 0.3),
+    "teacache fitted": one("threshold", 0.05, 0.1, 0.2, 0.3),
     "cfgcache": one("interval", 2, 3, 5),
     "clusca": [
         *one("interval", 2, 3, 4, 5),
@@ -81,7 +84,7 @@ SWEEPS: dict[str, list[Setting]] = {
 """The settings that are tried; a preset's defaults are always among them."""
 BASELINE = [
     {"warmup_steps": warmup, "interval": interval}
-    for warmup, interval in product((3, 5, 7), (2, 3, 4, 5))
+    for warmup, interval in product((5, 7), (2, 3, 4, 5))
 ]
 
 

@@ -38,7 +38,8 @@ from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
 
-__all__ = ["Damped", "MaxNoiseGain", "allowed_noise_gain", "noise_gain", "with_noise_limit"]
+__all__ = ["Damped", "MaxNoiseGain", "allowed_noise_gain", "longest_skip", "noise_gain"]
+__all__ += ["with_noise_limit"]
 
 
 def noise_gain(weights: Sequence[float]) -> float:
@@ -65,6 +66,25 @@ def allowed_noise_gain(*, change: float, noise: float) -> float:
             "0 and noise above 0; without noise no limit is needed"
         )
     return math.sqrt(1 + (change / noise) ** 2)
+
+
+def longest_skip(
+    forecaster: Forecaster, *, interval: int, max_noise_gain: float, most: int = 100
+) -> int:
+    """Return how many skips in a row keep the forecast's noise gain within the limit, when the
+    computed steps lie `interval` apart; at most `most`.
+
+    >>> line = Lagrange(order=2)
+    >>> longest_skip(line, interval=1, max_noise_gain=2.3)
+    1
+    >>> longest_skip(line, interval=4, max_noise_gain=2.3)
+    4
+    """
+    times = [-float(interval * j) for j in range(forecaster.anchors)]
+    for skips in range(1, most + 1):
+        if noise_gain(forecaster.weights(times, float(skips))) > max_noise_gain + 1e-9:
+            return skips - 1
+    return most
 
 
 def _read(value: Any, handler: Callable[[Any], Any]) -> Any:

@@ -86,8 +86,10 @@ def visit_feed_forward(
         return refresh(outputs, x)
     y = pass_.run(call_next, args, kwargs)
     if pass_.mode == "compute" and (pass_.has(outputs) or _is_tokenwise(call_next, x, y)):
-        keep(outputs, x, y)
         pass_.keep(outputs, y)
+        # Where there is no memory for values nothing is noted of them either.
+        if pass_.has(outputs):
+            keep(outputs, x, y)
         pass_.feature = y
     return y
 

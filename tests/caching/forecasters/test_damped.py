@@ -13,6 +13,7 @@ from skipstep.caching.forecasters.chebyshev import Chebyshev
 from skipstep.caching.forecasters.damped import (
     Damped,
     allowed_noise_gain,
+    longest_skip,
     noise_gain,
     with_noise_limit,
 )
@@ -96,6 +97,19 @@ def test_what_gain_is_worth_having() -> None:
     for change, noise in ((-1.0, 1.0), (1.0, 0.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match="noise above 0"):
             allowed_noise_gain(change=change, noise=noise)
+
+
+@pytest.mark.parametrize("limit", [1.0, 1.5, 2.3, 5.0, 20.0])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("interval", [1, 3])
+def test_skips_end_where_the_gain_does(order: int, interval: int, limit: float) -> None:
+    forecaster = Lagrange(order=order)
+    longest = longest_skip(forecaster, interval=interval, max_noise_gain=limit, most=30)
+    times = [-float(interval * j) for j in range(order)]
+    gains = [noise_gain(forecaster.weights(times, float(k))) for k in range(1, 31)]
+    assert all(gain <= limit + 1e-9 for gain in gains[:longest])
+    assert longest == 30 or gains[longest] > limit
+    assert order > 1 or longest == 30, "reuse never amplifies"
 
 
 def test_it_hands_the_run_on_and_survives_json() -> None:

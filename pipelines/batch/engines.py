@@ -31,6 +31,7 @@ Engine = Literal["local", "ray"]
 Load = Callable[[], Any]
 """Returns the pipeline; for workers it must be picklable: a function of a module, or a partial."""
 
+LOADED_IN = os.getpid()
 LOOK_SECONDS = 0.5
 # So many workers in a row that die before they begin a batch will not be followed by a better one.
 MOST_BARREN = 3
@@ -46,7 +47,15 @@ def use_device(local_rank: int) -> None:
 def run_here(
     work: Work, plan: Plan, load: Load, stop: Stop, tell: Tell, *, local: int = 0, turn: float = 0.0
 ) -> None:
-    """Run in this process."""
+    """Run in this process.
+
+    Raises PluginError in a process that was forked off one that had torch.
+    """
+    if os.getpid() != LOADED_IN:
+        raise PluginError(
+            "this process was forked after torch was loaded, and its first call may hang for ever: "
+            'start it with multiprocessing.get_context("spawn"), or leave processes to --workers'
+        )
     use_device(local)
     with stop.listening():
         Runner(work, plan, load(), stop, tell, turn).run()

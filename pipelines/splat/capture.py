@@ -23,6 +23,8 @@ __all__ = ["Capture", "CaptureError", "read_capture", "read_pictures"]
 
 CAMERA_FILES = ("cameras.json", "transforms.json")
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+# Looked at in the header, before anything is unpacked: small files can hold huge pictures.
+MOST_PIXELS = 64_000_000
 
 
 class CaptureError(ValueError):
@@ -59,7 +61,14 @@ def read_pictures(files: list[Path]) -> list[Image.Image]:
     for file in files:
         try:
             picture = Image.open(file)
+            if picture.width * picture.height > MOST_PIXELS:
+                raise CaptureError(
+                    f"{file} has {picture.width} x {picture.height} pixels: at most "
+                    f"{MOST_PIXELS:,} are read, shrink it"
+                )
             picture.load()
+        except CaptureError:
+            raise
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise CaptureError(f"{file} cannot be read as a picture: {error}") from None
         pictures.append(picture.convert("RGBA" if has_alpha(picture) else "RGB"))

@@ -26,7 +26,8 @@ def job_of(folder: Path, *rows: Any, output: str = "out", **settings: Any) -> Jo
 
 
 def run(job: Job, pipe: Any = None, **given: Any) -> Totals:
-    return run_batch(job, lambda: pipe or Painter(), rank=ALONE, **given)
+    load = Painter if pipe is None else lambda: pipe
+    return run_batch(job, load, rank=ALONE, **given)
 
 
 def temporary_files(folder: Path) -> list[Path]:

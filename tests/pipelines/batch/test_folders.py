@@ -1,5 +1,6 @@
 """Whose folder it is, and who works on what: other jobs, second runs, ranks, claims."""
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -126,6 +127,21 @@ def test_workers_are_spawned_and_never_forked(
     monkeypatch.setattr(multiprocessing, "get_context", refuse)
     with pytest.raises(RuntimeError, match="^spawn$"):
         run(job_of(tmp_path, "a"), workers=2)
+
+
+def test_a_process_that_was_forked_off_torch_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+    job, pipe = job_of(tmp_path, "a"), Painter()
+    child = os.fork()
+    if child == 0:
+        # Nothing here may compute: that is what would hang.
+        told = 1
+        with contextlib.suppress(BaseException):
+            try:
+                run(job, pipe)
+            except PluginError as error:
+                told = 0 if "forked after torch" in str(error) else 1
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_settings_of_workers_that_make_no_sense_are_refused(tmp_path: Path) -> None:

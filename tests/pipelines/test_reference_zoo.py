@@ -228,9 +228,26 @@ def test_tokens_and_positions_are_fluxs() -> None:
     torch.testing.assert_close(positions(4, 3), ids, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("name", "stock"), [("unet", StableDiffusionPipeline)])
+@pytest.mark.parametrize(
+    ("name", "stock", "keywords"),
+    [
+        ("unet", StableDiffusionPipeline, {"guidance_scale": 3.0}),
+        # What FluxPipeline's files cannot say: size, prompt length and guidance.
+        (
+            "joint",
+            FluxPipeline,
+            {
+                "height": 64,
+                "width": 64,
+                "max_sequence_length": 16,
+                "negative_prompt": "",
+                "true_cfg_scale": 3.0,
+            },
+        ),
+    ],
+)
 def test_a_saved_sibling_opens_as_the_stock_class_with_the_same_picture(
-    name: str, stock: type[Any], tmp_path: Path
+    name: str, stock: type[Any], keywords: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = tiny(name)
     trainer = Trainer(recipe, Accelerator(cpu=True, mixed_precision="no"))
@@ -246,9 +263,9 @@ def test_a_saved_sibling_opens_as_the_stock_class_with_the_same_picture(
             pipeline(
                 "a fox, on a blue background",
                 num_inference_steps=2,
-                guidance_scale=3.0,
                 generator=torch.Generator().manual_seed(0),
                 output_type="np",
+                **keywords,
             ).images
         )
     np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-5)

@@ -19,26 +19,16 @@ its values; corrected values are not stored, so the next skip starts from comput
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 from jaxtyping import Float, Int
 from pydantic import ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from skipstep.caching.base import Gate, Span
-from skipstep.caching.passes import Pass, Target
-from skipstep.caching.spans.feed_forwards import (
-    ATTENTIONS,
-    FeedForward,
-    Outputs,
-    feed_forwards_in,
-    first_skips,
-    units_of,
-    visit_feed_forward,
-    why_no_tokens,
-)
+from skipstep.caching.passes import Pass
+from skipstep.caching.spans.feed_forwards import FeedForward, Outputs, SomeTokens, first_skips
 
 __all__ = ["ClusterCount", "Clusters", "Propagation", "nearest_tokens", "token_clusters"]
 
@@ -102,55 +92,26 @@ def nearest_tokens(
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Clusters(Span):
+class Clusters(SomeTokens):
     """Run every feed-forward for one token of each cluster and correct the others by it."""
-
-    reaches_into_blocks: ClassVar[bool] = True
 
     type: Annotated[Literal["clusters"], Field(description="Tag of this span.")] = "clusters"
     clusters: ClusterCount = 16
     propagation: Propagation = 0.5
     rounds: Annotated[int, Field(ge=0, le=50, description="Rounds of k-means.")] = 5
 
-    def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
-        """Return why this denoiser has no tokens to choose from, or None."""
-        return why_no_tokens(self.type, target, gate)
-
-    def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
-        """Return every attention and every feed-forward."""
-        return [*feed_forwards_in(target, gate), *ATTENTIONS.places(target, gate)]
-
-    def full_work(self, target: Target) -> float:
-        """Count the modules of an uncached call."""
-        return units_of(target)
-
-    def visit(
+    def remember(
         self,
-        place: Any,
         pass_: Pass,
-        call_next: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Run, partly run or replay one module."""
-        if not isinstance(place, FeedForward):
-            return ATTENTIONS.visit(place, pass_, call_next, args, kwargs)
+        outputs: Outputs,
+        x: Float[Tensor, "n s c"],
+        y: Float[Tensor, "n s d"],
+    ) -> None:
+        """Note the output, over that of the feed-forward before: the deepest one's stays."""
+        shaped = y.detach().unflatten(0, (len(pass_.rows), -1))
+        pass_.memory.note(("deepest", y.shape[1]), shaped, pass_.rows)
 
-        def keep(outputs: Outputs, x: Tensor, y: Tensor) -> None:
-            shaped = y.detach().unflatten(0, (len(pass_.rows), -1))
-            pass_.memory.note(("deepest", y.shape[1]), shaped, pass_.rows)
-
-        return visit_feed_forward(
-            place,
-            pass_,
-            call_next,
-            args,
-            kwargs,
-            refresh=lambda outputs, x: self._refresh(place, pass_, call_next, x, outputs),
-            keep=keep,
-        )
-
-    def _refresh(
+    def refresh(
         self,
         place: FeedForward,
         pass_: Pass,

@@ -24,7 +24,7 @@ self-attention); the interval is even; R is the same at all steps.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
@@ -32,17 +32,13 @@ from jaxtyping import Float, Int
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from skipstep.caching.base import Gate, Span
+from skipstep.caching.base import Gate
 from skipstep.caching.passes import Pass, Target
 from skipstep.caching.spans.feed_forwards import (
-    ATTENTIONS,
     FeedForward,
     Outputs,
-    feed_forwards_in,
+    SomeTokens,
     first_skips,
-    units_of,
-    visit_feed_forward,
-    why_no_tokens,
 )
 from skipstep.caching.spans.modules import ModulePlace
 from skipstep.caching.spans.tokens import Share
@@ -104,10 +100,8 @@ class _Attention(ModulePlace):
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class InfluentialTokens(Span):
+class InfluentialTokens(SomeTokens):
     """Refresh a share of the tokens in every feed-forward, chosen by attention and waiting time."""
-
-    reaches_into_blocks: ClassVar[bool] = True
 
     type: Annotated[Literal["influential_tokens"], Field(description="Tag of this span.")] = (
         "influential_tokens"
@@ -130,21 +124,17 @@ class InfluentialTokens(Span):
     period: Annotated[int, Field(ge=1, description="N: steps that count as a long wait.")] = 3
     queries: Annotated[int, Field(ge=1, description="Queries that s_1 is the mean of.")] = 64
 
-    def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
-        """Return why this denoiser has no tokens to choose from, or None."""
-        return why_no_tokens(self.type, target, gate)
-
     def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
-        """Return every attention and every feed-forward."""
-        attentions = [
-            (module, _Attention(**vars(place), module=module))
-            for module, place in ATTENTIONS.places(target, gate)
+        """Return every attention, with its module, and every feed-forward."""
+        return [
+            (
+                module,
+                place
+                if isinstance(place, FeedForward)
+                else _Attention(**vars(place), module=module),
+            )
+            for module, place in super().places(target, gate)
         ]
-        return [*feed_forwards_in(target, gate), *attentions]
-
-    def full_work(self, target: Target) -> float:
-        """Count the modules of an uncached call."""
-        return units_of(target)
 
     def visit(
         self,
@@ -154,26 +144,22 @@ class InfluentialTokens(Span):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Run, partly run or replay one module."""
-        if isinstance(place, _Attention):
-            if pass_.mode == "skip":
-                self._look(place, pass_, args, kwargs)
-            return ATTENTIONS.visit(place, pass_, call_next, args, kwargs)
+        """Run, partly run or replay one module; look at an attention that is replayed."""
+        if isinstance(place, _Attention) and pass_.mode == "skip":
+            self._look(place, pass_, args, kwargs)
+        return super().visit(place, pass_, call_next, args, kwargs)
+
+    def remember(
+        self,
+        pass_: Pass,
+        outputs: Outputs,
+        x: Float[Tensor, "n s c"],
+        y: Float[Tensor, "n s d"],
+    ) -> None:
+        """Note when every token was computed: now."""
         now = float(pass_.step.index)
-
-        def keep(outputs: Outputs, x: Tensor, y: Tensor) -> None:
-            when = x.new_full((len(pass_.rows), len(x) // len(pass_.rows), x.shape[1]), now)
-            pass_.memory.note(("when", *outputs), when.float(), pass_.rows)
-
-        return visit_feed_forward(
-            place,
-            pass_,
-            call_next,
-            args,
-            kwargs,
-            refresh=lambda outputs, x: self._refresh(place, pass_, call_next, x, outputs),
-            keep=keep,
-        )
+        when = x.new_full((len(pass_.rows), len(x) // len(pass_.rows), x.shape[1]), now)
+        pass_.memory.note(("when", *outputs), when.float(), pass_.rows)
 
     def _look(
         self, place: _Attention, pass_: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -204,7 +190,7 @@ class InfluentialTokens(Span):
         pass_.work += cost * len(rows)
         pass_.spare(place, -cost * len(rows) / total)
 
-    def _refresh(
+    def refresh(
         self,
         place: FeedForward,
         pass_: Pass,

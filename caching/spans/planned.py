@@ -26,7 +26,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from torch import nn
 
-from skipstep.caching.artefact import load_artefact, save_artefact
+from skipstep.files.artefact import load_artefact, save_artefact
 from skipstep.caching.base import Gate, Span
 from skipstep.caching.gates.schedule import nearest_step
 from skipstep.caching.passes import Pass, Target

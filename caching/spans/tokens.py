@@ -18,26 +18,16 @@ blocks.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
 from jaxtyping import Float, Int
 from pydantic import ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from skipstep.caching.base import Gate, Span
-from skipstep.caching.passes import Pass, Target
-from skipstep.caching.spans.feed_forwards import (
-    ATTENTIONS,
-    FeedForward,
-    Outputs,
-    feed_forwards_in,
-    first_skips,
-    units_of,
-    visit_feed_forward,
-    why_no_tokens,
-)
+from skipstep.caching.passes import Pass
+from skipstep.caching.spans.feed_forwards import FeedForward, Outputs, SomeTokens, first_skips
 
 __all__ = ["Share", "Tokens", "most_changed"]
 
@@ -67,10 +57,8 @@ def most_changed(
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class Tokens(Span):
+class Tokens(SomeTokens):
     """Refresh a share of the tokens in every feed-forward and repeat attention."""
-
-    reaches_into_blocks: ClassVar[bool] = True
 
     type: Annotated[Literal["tokens"], Field(description="Tag of this span.")] = "tokens"
     share: Share = 0.2
@@ -78,40 +66,17 @@ class Tokens(Span):
         int, Field(ge=1, description="Refresh on the first of this many skips in a row.")
     ] = 1
 
-    def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
-        """Return why this denoiser has no tokens to choose from, or None."""
-        return why_no_tokens(self.type, target, gate)
-
-    def places(self, target: Target, gate: Gate[Any]) -> list[tuple[nn.Module, Any]]:
-        """Return every attention and every feed-forward."""
-        return [*feed_forwards_in(target, gate), *ATTENTIONS.places(target, gate)]
-
-    def full_work(self, target: Target) -> float:
-        """Count the modules of an uncached call."""
-        return units_of(target)
-
-    def visit(
+    def remember(
         self,
-        place: Any,
         pass_: Pass,
-        call_next: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """Run, partly run or replay one module."""
-        if not isinstance(place, FeedForward):
-            return ATTENTIONS.visit(place, pass_, call_next, args, kwargs)
-        return visit_feed_forward(
-            place,
-            pass_,
-            call_next,
-            args,
-            kwargs,
-            refresh=lambda outputs, x: self._refresh(place, pass_, call_next, x, outputs),
-            keep=lambda outputs, x, y: pass_.keep(_inputs(outputs), x),
-        )
+        outputs: Outputs,
+        x: Float[Tensor, "n s c"],
+        y: Float[Tensor, "n s d"],
+    ) -> None:
+        """Keep x'."""
+        pass_.keep(_inputs(outputs), x)
 
-    def _refresh(
+    def refresh(
         self,
         place: FeedForward,
         pass_: Pass,

@@ -109,7 +109,7 @@ class Clusters(Span):
 
     type: Annotated[Literal["clusters"], Field(description="Tag of this span.")] = "clusters"
     clusters: ClusterCount = 16
-    propagation: Propagation = 0.5
+    propagation: Propagation = 0.25
     rounds: Annotated[int, Field(ge=0, le=50, description="Rounds of k-means.")] = 5
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:

@@ -62,9 +62,9 @@ SWEEPS: dict[str, list[Setting]] = {
     "teacache fitted": one("threshold", 0.05, 0.1, 0.2, 0.3),
     "cfgcache": one("interval", 2, 3, 5),
     "clusca": [
-        *one("interval", 2, 3, 4, 5),
-        *one("propagation", 0, 0.25, 1),
-        *one("clusters", 4, 32),
+        *one("interval", 2, 3, 4),
+        *one("propagation", 0, 0.5),
+        *one("clusters", 4),
         {"order": 0},
     ],
     "duca": one("interval", 2, 3, 4),

@@ -37,9 +37,9 @@ class ClusCa(CachePlugin):
 
     warmup_steps: WarmupSteps = 5
     final_steps: FinalSteps = 0
-    interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 4
+    interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 3
     clusters: ClusterCount = 16
-    propagation: Propagation = 0.5
+    propagation: Propagation = 0.25
     order: Annotated[
         int, Field(ge=0, le=4, description="Order of Taylor's forecast; 0 repeats.")
     ] = 1

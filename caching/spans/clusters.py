@@ -97,7 +97,7 @@ class Clusters(SomeTokens):
 
     type: Annotated[Literal["clusters"], Field(description="Tag of this span.")] = "clusters"
     clusters: ClusterCount = 16
-    propagation: Propagation = 0.5
+    propagation: Propagation = 0.25
     rounds: Annotated[int, Field(ge=0, le=50, description="Rounds of k-means.")] = 5
 
     def remember(

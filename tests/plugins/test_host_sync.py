@@ -59,7 +59,7 @@ RHYTHM: dict[str, Any] = {"interval": 2, "warmup_steps": 2, "final_steps": 0}
         *(
             (family, name, RHYTHM)
             for family in ("pixart", "flux", "sd3")
-            for name in ("abcache", "fora", "taylorseer", "hicache", "foca")
+            for name in ("abcache", "fora", "taylorseer", "hicache", "foca", "fastercache")
         ),
         ("pixart", "abcache", RHYTHM | {"cache_dtype": "bfloat16"}),
         ("pixart", "deltadit", RHYTHM | {"kept_blocks": 1}),

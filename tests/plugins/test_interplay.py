@@ -421,13 +421,21 @@ def ip_adapter(unet: Any) -> dict[str, dict[str, Tensor]]:
 def test_context_parallel_allows_gates_that_look_at_the_step_only() -> None:
     tiny = tiny_pipeline("flux")
     tiny.pipe.transformer._parallel_config = object()
-    for name, gate in (("easycache", "easycache"), ("fbcache", "first_block")):
+    refused = {
+        "easycache": "gate 'easycache'",
+        "fbcache": "gate 'first_block'",
+        "speca": "gate 'speca'",
+        "adacache": "gate 'adacache'",
+        "foresight": "span 'layers'",
+    }
+    for name, part in refused.items():
         with pytest.raises(Incompatible) as caught:
             tiny.pipe.enable_plugin(name)
         assert str(caught.value) == (
-            f"{name}: transformer (FluxTransformer2DModel) runs in context parallel and gate "
-            f"{gate!r} would decide on each rank alone, which deadlocks when ranks disagree: use a "
-            "gate that looks at the step ('interval', 'schedule')"
+            f"{name}: transformer (FluxTransformer2DModel) runs in context parallel and {part} "
+            "would decide on each rank alone, which deadlocks when ranks disagree: use a gate that "
+            "looks at the step ('interval', 'schedule') and a span that does not decide "
+            "('residual', 'modules')"
         )
     assert tiny.pipe.enable_plugin("fora").is_attached
 

@@ -1,6 +1,6 @@
 """Does what other tunings measured bring a new one to its front in fewer trials?
 
-    python -m benchmarks.ranker --measure           measures every arm of every task (10 CPU
+    python -m benchmarks.ranker --measure           measures every arm of every task (3 CPU
                                                     minutes) and writes pipelines/tune_prior.json
     python -m benchmarks.ranker                     plays the tunings again from that file
 
@@ -38,14 +38,14 @@ from skipstep.pipelines.tune_ranker import (
 )
 
 TASKS: tuple[dict[str, Any], ...] = (
-    {"model": "picture", "steps": 12, "guidance": 3.0, "size": 128},
-    {"model": "picture", "steps": 16, "guidance": 5.0, "size": 96},
-    {"model": "picture", "steps": 20, "guidance": 2.0, "size": 64},
-    {"model": "unet", "steps": 12, "guidance": 3.0, "size": 128},
-    {"model": "unet", "steps": 16, "guidance": 5.0, "size": 64, "scheduler": "DDIMScheduler"},
-    {"model": "unet", "steps": 20, "guidance": 2.0, "size": 96},
+    {"model": "picture", "steps": 10, "guidance": 3.0, "size": 64},
+    {"model": "unet", "steps": 10, "guidance": 3.0, "size": 64},
+    {"model": "picture", "steps": 14, "guidance": 5.0, "size": 64},
+    {"model": "unet", "steps": 14, "guidance": 5.0, "size": 64, "scheduler": "DDIMScheduler"},
+    {"model": "picture", "steps": 12, "guidance": 2.0, "size": 96},
+    {"model": "unet", "steps": 12, "guidance": 2.0, "size": 96},
 )
-PROMPTS = 2
+PROMPTS = 1
 ENOUGH = 0.95
 SPEEDS = (1.5, 2.0, 3.0)
 LOOKS = (4, 8, 12, 16)

@@ -290,8 +290,7 @@ class Job:
                 logger.info("%s: %s", describe(params), error)
                 continue
             in_vain = 0
-            known = outlook.seen(params, outcome.work, outcome.distance)
-            trial.set_user_attr("planned error", known.error)
+            trial.set_user_attr("planned error", outlook.seen(params).error)
             trial.set_user_attr("outcome", asdict(outcome))
             study.tell(trial, [outcome.work, outcome.distance])
             longest = max(longest, time.monotonic() - started)

@@ -30,6 +30,14 @@ def calibrate(
     reference_steps: Annotated[
         int, typer.Option(min=8, help="Evaluations of each noise's fine solution.")
     ] = 64,
+    own: Annotated[
+        bool,
+        typer.Option(
+            "--own",
+            help="Fit to where the pipeline's own scheduler ends in --reference-steps steps: the "
+            "same picture in fewer.",
+        ),
+    ] = False,
     model: Model = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first noise.")] = 9000,
     size: Size = None,
@@ -56,6 +64,7 @@ def calibrate(
             guidance=guidance or None,
             trajectories=trajectories,
             reference_steps=reference_steps,
+            reference="own" if own else "fine",
             path=path,
             seed=seed,
             progress=progress,

@@ -190,7 +190,8 @@ class Ranker:
         sort = np.exp(-squares.sum(-1) / 2 - unlike(a, b))
         share = np.exp(-(((x[:, None, 0] - y[None, :, 0]) / REACH_OF_ALL) ** 2) / 2)
         covariance: Array = near * (SHARE_OF_SORT * sort + SHARE_OF_ALL * share)
-        return covariance + OFFSET * (i[:, None] == j[None])
+        covariance += OFFSET * (i[:, None] == j[None])
+        return covariance
 
 
 def numbers(arms: Iterable[Seen]) -> Array:

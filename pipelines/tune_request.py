@@ -10,7 +10,7 @@ from skipstep.pipelines.tuning import Target
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.spelling import did_you_mean
 
-__all__ = ["check", "read_target", "split_prompts"]
+__all__ = ["TARGETS", "check", "read_target", "split_prompts"]
 
 TARGETS = ("target_speedup", "max_feature_distance", "min_psnr")
 

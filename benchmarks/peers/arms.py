@@ -59,29 +59,28 @@ BY_HAND = "scheduled:steps=%(m)s,forecaster={type: lagrange, order: 2},span=outp
 
 SKIPSTEP_QUICK = (
     *grid(PLANNED, n=(0.68, 0.57, 0.5, 0.43, 0.36, 0.32, 0.25), d=(0.5,), s=("output",)),
-    *grid(PLANNED, n=(0.43, 0.36, 0.32, 0.25), d=(0.75,), s=("output",)),
+    *grid(PLANNED, n=(0.36, 0.32, 0.25), d=(0.75,), s=("output",)),
     *grid(FITTED, n=(0.5, 0.36, 0.29, 0.21)),
-    *grid(BY_HAND, m=("medium", "fast", "ultra")),
-    *grid("abcache:interval=%(n)s", n=(2, 3, 4)),
-    *grid("seacache:threshold=%(t)s", t=(0.25, 0.5)),
-    "easycache",
-    "speca",
-    "taylorseer:interval=3",
+    "abcache:interval=3",
 )
 SKIPSTEP = (
     *SKIPSTEP_QUICK,
     *grid(PLANNED, n=(0.75, 0.61, 0.29, 0.21), d=(0.5,), s=("output",)),
     *grid(PLANNED, n=(0.5, 0.36, 0.29), d=(0.5,), s=("residual",)),
-    *grid(PLANNED, n=(0.29, 0.21), d=(0.75,), s=("output",)),
+    *grid(PLANNED, n=(0.43, 0.29, 0.21), d=(0.75,), s=("output",)),
+    *grid(BY_HAND, m=("medium", "fast", "ultra")),
+    *grid("abcache:interval=%(n)s", n=(2, 4, 6)),
+    *grid("seacache:threshold=%(t)s", t=(0.25, 0.5, 0.8)),
+    "taylorseer:interval=3",
     # Every other preset as it comes: what a user gets who turns nothing.
-    "abcache:interval=6",
+    "easycache",
+    "speca",
     "spectrum",
     "foca",
     "hicache",
     "dbcache",
     "dicache",
     "fbcache",
-    "seacache:threshold=0.8",
     "deepcache",
 )
 
@@ -91,16 +90,18 @@ SKIPSTEP = (
 DBCACHE = "dbcache:F=%(F)s,B=%(B)s,W=%(W)s,R=%(R)s,MC=%(MC)s,calibrator=%(c)s"
 MASKED = "dbcache:F=1,mask=%(m)s,calibrator=%(c)s"
 CACHE_DIT_QUICK = (
-    *grid(MASKED, m=("slow", "medium", "fast", "ultra"), c=("none", "taylor1")),
+    *grid(MASKED, m=("slow", "medium", "fast", "ultra"), c=("taylor1",)),
     *grid(MASKED, m=("every2w3", "every3w3", "every4w3", "every6w3"), c=("taylor1",)),
-    *grid(DBCACHE, F=(1,), B=(0,), W=(4,), R=(0.12,), MC=(3,), c=("none", "taylor1")),
-    "dbcache:F=1,W=6,R=0.24,MC=6,calibrator=taylor1",
-    "dbcache:F=1,W=8,I=4,R=0.8,MC=10,calibrator=taylor1",
     *grid(MASKED, m=("medium", "every3w3"), c=("taylor2",)),
+    *grid(DBCACHE, F=(1,), B=(0,), W=(4,), R=(0.12,), MC=(3,), c=("taylor1",)),
     "dbcache:F=4,W=4,R=0.24,MC=4,calibrator=taylor1",
 )
 CACHE_DIT = (
     *CACHE_DIT_QUICK,
+    *grid(MASKED, m=("slow", "medium", "fast", "ultra"), c=("none",)),
+    *grid(DBCACHE, F=(1,), B=(0,), W=(4,), R=(0.12,), MC=(3,), c=("none",)),
+    "dbcache:F=1,W=6,R=0.24,MC=6,calibrator=taylor1",
+    "dbcache:F=1,W=8,I=4,R=0.8,MC=10,calibrator=taylor1",
     "dbcache:F=8,W=8,R=0.08",
     "dbcache:F=1,W=8,I=2,R=0.8,MC=8,calibrator=taylor1",
     "dbcache:F=1,B=2,W=4,R=0.24,MC=3,calibrator=taylor1",
@@ -123,27 +124,27 @@ CACHE_DIT = (
 )
 
 DIFFUSERS_QUICK = (
-    *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.5,), m=(2, 4)),
+    "seacache:threshold=0.25,most=2",
+    "seacache:threshold=0.5,most=4",
     "taylorseer:interval=3,order=1",
     *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(2, 3, 4, 5)),
-    "seacache:threshold=0.25,most=2",
-    "first_block:threshold=0.12",
-    "magcache:threshold=0.24",
-    "pab:spatial=2,cross=4",
-    "fastercache:spatial=2,unconditional=5",
 )
 DIFFUSERS = (
     *DIFFUSERS_QUICK,
     *grid("seacache:threshold=%(t)s,most=%(m)s", t=(0.15, 0.35, 0.7), m=(2, 4)),
     "seacache:threshold=0.25,most=4",
+    "seacache:threshold=0.5,most=2",
     *grid("seacache:threshold=%(t)s,most=%(m)s", t=(1.0, 1.5), m=(4, 6)),
     *grid("taylorseer:interval=%(n)s,order=1", n=(2, 4, 5)),
     *grid("taylorseer:interval=%(n)s,order=2", n=(2, 3, 4, 5)),
-    *grid("taylorseer:interval=%(n)s,order=1,is_lite=true", n=(6,)),
+    "taylorseer:interval=6,order=1,is_lite=true",
     *grid("taylorseer:interval=%(n)s,order=2,is_lite=true", n=(2, 3, 4, 5, 6)),
-    *grid("first_block:threshold=%(t)s", t=(0.05, 0.08, 0.18, 0.25, 0.35)),
+    *grid("first_block:threshold=%(t)s", t=(0.05, 0.08, 0.12, 0.18, 0.25, 0.35)),
     *grid("magcache:threshold=%(t)s,most=%(m)s", t=(0.06, 0.12, 0.5), m=(3, 5)),
+    "magcache:threshold=0.24",
+    "pab:spatial=2,cross=4",
     *grid("pab:spatial=%(s)s,cross=%(c)s", s=(2, 3), c=(5, 6)),
+    "fastercache:spatial=2,unconditional=5",
 )
 
 SHARES = (0.75, 0.67, 0.57, 0.5, 0.43, 0.36, 0.33, 0.25, 0.18)

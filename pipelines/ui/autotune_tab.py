@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from skipstep.pipelines.autotune import TARGETS, autotune
+from skipstep.pipelines.autotune import autotune
 from skipstep.pipelines.batch.rows import RowError
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.progress import Progress
+from skipstep.pipelines.tune_request import TARGETS
 from skipstep.pipelines.tuning import Tuning
 from skipstep.pipelines.ui.controls import recipe_words
 from skipstep.pipelines.ui.limits import Limits, read_prompts, read_settings
@@ -142,8 +143,8 @@ class AutotuneTab:
         self.page = page
         gradio = page.gradio
         gradio.HTML(
-            '<p class="soft">Schedules are planned from recorded runs, adaptive caches and fewer '
-            "plain steps are tried; the winner is judged on prompts that no trial saw.</p>"
+            '<p class="soft">Planned schedules, adaptive caches, other solvers and fewer plain '
+            "steps are tried; the winner is judged on prompts that no trial saw.</p>"
         )
         with gradio.Row(equal_height=True):
             target = gradio.Dropdown(

@@ -1,6 +1,7 @@
 """Tuning to a target: kept trials, honest prompts, the best recipe on, mistakes named."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from skipstep.pipelines.autotune import autotune, ranked
+from skipstep.pipelines.autotune import autotune, ranked, stored_tasks
 from skipstep.pipelines.plan import instrument
 from skipstep.pipelines.trial import Outcome, Trier
 from skipstep.pipelines.tune_arms import ArmSpace, describe
@@ -18,7 +19,7 @@ from skipstep.plugins.errors import PluginError
 from skipstep.testing.families import tiny_pipeline
 from skipstep.testing.tiny import Tiny
 
-pytest.importorskip("optuna")
+optuna = pytest.importorskip("optuna")
 
 STEPS = 6
 PROMPTS = ["a red fox", "two birds", "city"]
@@ -82,6 +83,25 @@ def test_a_stopped_tuning_goes_on_and_repeats_no_trial(
     again = tune(tiny, store=store)
     assert [t.to_dict() for t in again.trials] == [t.to_dict() for t in found.trials]
     assert all(prompts == PROMPTS[2:] for prompts, _ in tried), "only the judgement runs again"
+
+
+def test_another_target_reads_the_trials_and_another_tuning_learns_from_them(
+    tiny: Tiny, tried: list[tuple[list[Any], int]], tmp_path: Path
+) -> None:
+    store = tmp_path / "trials.db"
+    first = tune(tiny, store=store)
+    tried.clear()
+    call = {**tiny.call, "steps": STEPS, "trials": 3, "store": store}
+    again = tiny.pipe.autotune(PROMPTS, min_psnr=5.0, **call)
+    assert [t.params for t in again.trials] == [t.params for t in first.trials]
+    assert all(prompts == PROMPTS[2:] for prompts, _ in tried)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{store}")
+    new = optuna.create_study(storage=storage, study_name="new", directions=["minimize"] * 2)
+    (task,) = stored_tasks(new)
+    assert task.features["steps"] == pytest.approx(math.log2(STEPS))
+    seen = [(each.params, each.work, each.distance) for each in task.trials]
+    assert seen == [(t.params, t.outcome.work, t.outcome.distance) for t in first.trials]
+    assert all((s.error is not None) == (s.params["method"] == "planned") for s in task.trials)
 
 
 def test_the_winner_is_judged_on_prompts_no_trial_saw_and_then_enabled(

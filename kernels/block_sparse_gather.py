@@ -17,12 +17,8 @@ from torch import Tensor
 
 __all__ = ["KeptBlocks", "gathered_attention", "gathered_gradients"]
 
-TOGETHER = {torch.float32: 4}
-"""Lists of one length that share a call, by type; one for others.
-
-A call costs as much as some tens of rows. In half precision torch packs all keys of a call into
-fresh memory, and several lists at once cost more than the calls they spare.
-"""
+TOGETHER = 4
+"""Lists of one length that share a call, which costs as much as some tens of rows."""
 
 
 class KeptBlocks(NamedTuple):
@@ -42,14 +38,16 @@ class Run(NamedTuple):
         b: batch entry.
         h: head.
         rows: queries; equally many for each list.
-        whole: key blocks that are full of keys, one list or several of one length.
+        lists: how many they have; several are equally long.
+        whole: key blocks that are full of keys, list after list.
         short: first and end row of the other key blocks, where there is one list.
     """
 
     b: int
     h: int
     rows: slice
-    whole: Int[Tensor, "lists count"]
+    lists: int
+    whole: Int[Tensor, " blocks"]
     short: list[tuple[int, int]]
 
 
@@ -61,6 +59,7 @@ def runs_of(kept: KeptBlocks, n: int, together: int = 1) -> Iterator[Run]:
     counts, wholes, ends = kept.cnt.tolist(), whole.tolist(), kept.held.tolist()
     for b, h in itertools.product(range(len(counts)), range(len(counts[0]))):
         lists, count, full, is_same = idx[b, h], counts[b][h], wholes[b][h], same[b][h]
+        each = lists.unbind(0)
         nq = len(count)
         # Blocks that may share a call: all of their rows are there, all of their keys are whole,
         # and no neighbour has the same list.
@@ -76,30 +75,57 @@ def runs_of(kept: KeptBlocks, n: int, together: int = 1) -> Iterator[Run]:
             last, split = first + 1, full[first]
             while last < nq and is_same[last]:
                 last += 1
-            chosen, short = lists[first : first + 1, :split], []
+            chosen, short, number = each[first], [], 1
             if split < count[first]:
-                others = lists[first, split : count[first]].tolist()
+                others = chosen[split : count[first]].tolist()
                 short = [(j * block_k, j * block_k + ends[b][j]) for j in others]
             elif is_free[first]:
                 end = min(nq, first + together)
                 while last < end and is_free[last] and count[last] == split:
                     last += 1
-                chosen = lists[first:last, :split]
-            yield Run(b, h, slice(first * block_q, last * block_q), chosen, short)
+                number = last - first
+            if number > 1:
+                chosen = lists[first:last, :split].reshape(-1)
+            elif split < len(chosen):
+                chosen = chosen[:split]
+            yield Run(b, h, slice(first * block_q, last * block_q), number, chosen, short)
             first = last
 
 
 def attend(
-    q: Float[Tensor, "g n d"], k: Float[Tensor, "g m d"], v: Float[Tensor, "g m d"], scale: float
-) -> tuple[Float[Tensor, "g n d"], Float[Tensor, "g n"]]:
-    """Return dense attention of each entry and its log-sum-exp."""
+    q: Float[Tensor, "g h n d"],
+    k: Float[Tensor, "g h m d"],
+    v: Float[Tensor, "g h m d"],
+    scale: float,
+) -> tuple[Float[Tensor, "g h n d"], Float[Tensor, "g h n"]]:
+    """Return dense attention and its log-sum-exp."""
     if q.device.type == "cpu":
         o, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
-            q[:, None], k[:, None], v[:, None], 0.0, False, scale=scale
+            q, k, v, 0.0, False, scale=scale
         )
-        return o[:, 0], lse[:, 0]
+        return o, lse
     s = (q @ k.mT).float() * scale
     return torch.softmax(s, -1).to(v.dtype) @ v, s.logsumexp(-1)
+
+
+class Buffers:
+    """Memory for the keys or values of a few lists, and views of it that are made once each.
+
+    A view costs a few microseconds, as much as some rows of attention.
+    """
+
+    def __init__(self, like: Tensor, blocks: int, block_k: int) -> None:
+        self.blocks = like.new_empty(blocks, block_k * like.shape[-1])
+        self.rows = self.blocks.view(-1, like.shape[-1])
+        self.views: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def of(self, lists: int, blocks: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Return the first blocks, to write to, and the first rows as [lists, 1, m, d]."""
+        key = lists, rows
+        if key not in self.views:
+            read = self.rows[:rows].view(lists, 1, rows // lists, -1)
+            self.views[key] = self.blocks[:blocks], read
+        return self.views[key]
 
 
 def gathered_attention(
@@ -110,43 +136,46 @@ def gathered_attention(
     scale: float,
 ) -> tuple[Float[Tensor, "b h n d"], Float[Tensor, "b h n"]]:
     """Attend to the kept blocks; the log-sum-exp is in fp32, of float64 in float64."""
-    (batch, heads, n, d), (kv_heads, m), block_k = q.shape, k.shape[1:3], kept.block_k
+    (batch, heads, n, d), kv_heads, block_k = q.shape, k.shape[1], kept.block_k
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     o = torch.empty_like(q)
     lse = torch.empty(batch, heads, n, dtype=wide, device=q.device)
-    together, blocks = TOGETHER.get(q.dtype, 1), m // block_k
     longest = int(kept.cnt.max()) if kept.cnt.numel() else 0
-    k_kept = torch.empty(together * longest, block_k * d, dtype=k.dtype, device=q.device)
-    v_kept = torch.empty_like(k_kept)
-    k_rows, v_rows = k_kept.view(-1, d), v_kept.view(-1, d)
+    k_kept, v_kept = (Buffers(x, TOGETHER * longest, block_k) for x in (k, v))
     head = None
-    for run in runs_of(kept, n, together):
+    for run in runs_of(kept, n, TOGETHER):
         if head != (run.b, run.h):
             head = run.b, run.h
             queries, output, sums = q[head], o[head], lse[head]
             of_head = run.b, run.h * kv_heads // heads
             keys, values = k[of_head], v[of_head]
-            k_blocks = keys[: blocks * block_k].reshape(blocks, block_k * d)
-            v_blocks = values[: blocks * block_k].reshape(blocks, block_k * d)
-        lists = len(run.whole)
-        filled = run.whole.numel()
-        if filled:
-            whole = run.whole.flatten().to(q.device)
-            torch.index_select(k_blocks, 0, whole, out=k_kept[:filled])
-            torch.index_select(v_blocks, 0, whole, out=v_kept[:filled])
-        end = filled * block_k
-        for start, stop in run.short:
-            k_rows[end : end + stop - start] = keys[start:stop]
-            v_rows[end : end + stop - start] = values[start:stop]
-            end += stop - start
-        if end:
-            q_i = queries[run.rows].unflatten(0, (lists, -1))
-            k_i, v_i = (x[:end].view(lists, -1, d) for x in (k_rows, v_rows))
-            o_i, lse_i = attend(q_i, k_i, v_i, scale)
-            output[run.rows], sums[run.rows] = o_i.flatten(0, 1), lse_i.flatten()
-        else:
+            k_blocks, v_blocks = in_blocks(keys, block_k), in_blocks(values, block_k)
+        whole, lists = run.whole.to(q.device), run.lists
+        filled = len(whole)
+        end = filled * block_k + sum(stop - start for start, stop in run.short)
+        if not end:
             output[run.rows], sums[run.rows] = 0, -math.inf
+            continue
+        k_write, k_i = k_kept.of(lists, filled, end)
+        v_write, v_i = v_kept.of(lists, filled, end)
+        if filled:
+            torch.index_select(k_blocks, 0, whole, out=k_write)
+            torch.index_select(v_blocks, 0, whole, out=v_write)
+        place = filled * block_k
+        for start, stop in run.short:
+            k_kept.rows[place : place + stop - start] = keys[start:stop]
+            v_kept.rows[place : place + stop - start] = values[start:stop]
+            place += stop - start
+        rows = queries[run.rows]
+        o_i, lse_i = attend(rows.view(lists, 1, len(rows) // lists, d), k_i, v_i, scale)
+        output[run.rows], sums[run.rows] = o_i.reshape(-1, d), lse_i.reshape(-1)
     return o, lse
+
+
+def in_blocks(x: Float[Tensor, "m d"], block: int) -> Float[Tensor, "blocks block_d"]:
+    """Return the blocks of rows that are whole, one to a row."""
+    count = len(x) // block
+    return x[: count * block].reshape(count, block * x.shape[1])
 
 
 def gathered_gradients(
@@ -168,7 +197,7 @@ def gathered_gradients(
     dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (q, k, v))
     inside = torch.arange(kept.block_k)
     for run in runs_of(kept, q.shape[2]):
-        parts = [(run.whole[0, :, None] * kept.block_k + inside).flatten()]
+        parts = [(run.whole[:, None] * kept.block_k + inside).flatten()]
         positions = torch.cat(parts + [torch.arange(*ends) for ends in run.short]).to(q.device)
         if not len(positions):
             continue

@@ -40,8 +40,8 @@ TRAILING = {"timestep_spacing": "trailing"}
 KARRAS = {"use_karras_sigmas": True}
 NOISES, CALIBRATED_ON = 256, 48
 SHIPPED = [
-    Path(__file__).resolve().parents[1] / "pipelines" / "reference" / f"solver-{steps}.json"
-    for steps in (5, 8)
+    Path(__file__).resolve().parents[1] / "pipelines" / "reference" / f"solver-{name}.json"
+    for name in ("5", "8", "5-wide", "8-wide")
 ]
 FLIPPED = 0.25
 Figures = tuple[float, float, float]

@@ -27,7 +27,7 @@ test-lowest: .typing/skipstep
 	sed -n '/^dependencies/,/^]/s/^  "\([A-Za-z]*\)>=\([0-9.]*\)",.*/\1==\2/p' pyproject.toml \
 	  | sed '/^torch=/d' > build/lowest/pins.txt
 	grep '^torch=' constraints.txt >> build/lowest/pins.txt
-	build/lowest/bin/pip install --quiet -r build/lowest/pins.txt beartype hypothesis pytest pytest-xdist
+	build/lowest/bin/pip install --quiet -c build/lowest/pins.txt -e ".[dev,app]"
 	PYTHONPATH=.typing build/lowest/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: .venv/.installed-dev .typing/skipstep

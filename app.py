@@ -98,7 +98,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the page."""
-    from skipstep.pipelines.cli import use_threads
+    from skipstep.pipelines.cli_options import use_threads
     from skipstep.pipelines.ui import users
 
     if add_user is not None:

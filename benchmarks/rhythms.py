@@ -1,6 +1,6 @@
 """Where to start a rhythm: warm-up x last step x interval of caches that compute every N-th step.
 
-python -m skipstep.benchmarks.rhythms [--steps 28] [--prompts 8]
+python -m benchmarks.rhythms [--steps 28] [--prompts 8]
 
 Fidelity is the PSNR to the uncached picture of the same seed on the reference model, its mean over
 prompts; work is the share of the steps that is computed.
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from skipstep.benchmarks.forecasters import draw
 from skipstep.pipelines.metrics.fidelity import psnr
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
@@ -20,15 +21,6 @@ PRESETS = ("abcache", "taylorseer", "fora")
 WARMUPS, FINALS, INTERVALS = (2, 3, 4, 5, 7), (0, 1), (2, 3, 4)
 FIRST_PROMPT = 20
 """Behind the prompts that the demo and the schedules use."""
-
-
-def draw(pipe: Any, prompts: list[str], steps: int) -> torch.Tensor:
-    """Draw all prompts in one batch, each with its own seed."""
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
-    images: torch.Tensor = pipe(
-        prompts, num_inference_steps=steps, generator=generators, output_type="pt"
-    ).images
-    return images
 
 
 def main() -> None:

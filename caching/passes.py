@@ -173,7 +173,7 @@ class Memory:
     `shapes` are the nesting and shapes of what units returned. `is_filled` says that every sample
     was computed at least once, `is_input_changed` that the model wrote into its own input,
     `refusal` in words that nothing can be skipped in this run. `era` is the span's when the tensors
-    were stored. `anchors` is how many values are kept where the forecaster's wish is too much.
+    were stored.
     """
 
     rows: int
@@ -182,7 +182,6 @@ class Memory:
     clone: bool
     storage: Storage = field(default_factory=Storage)
     budget: Budget = field(default_factory=lambda: Budget(None))
-    anchors: int | None = None
     histories: dict[Hashable, History] = field(default_factory=dict)
     shapes: dict[Hashable, Any] = field(default_factory=dict)
     per_row: dict[Hashable, int] = field(default_factory=dict)
@@ -195,6 +194,11 @@ class Memory:
     def __post_init__(self) -> None:
         self.skips = [0] * self.rows
 
+    @property
+    def anchors(self) -> int:
+        """Count the values kept of everything: the forecaster's wish, or what the budget allows."""
+        return self.budget.fits(self.forecaster.anchors)
+
     def keep(
         self, key: Hashable, value: Shaped[Tensor, "n ..."], rows: list[int], time: float
     ) -> None:
@@ -206,17 +210,13 @@ class Memory:
             raise NotLearned(
                 f"a tensor of shape {tuple(value.shape)} does not divide into {len(rows)} samples"
             )
-        if self.anchors != 0 and key not in self.histories:
+        if self.anchors and key not in self.histories:
             self.budget.admit(self, self.storage.nbytes(value) * self.rows // len(rows))
-        if self.anchors == 0:
+        if not self.anchors:
             return
         if key not in self.histories:
-            wanted = self.forecaster.anchors
             self.histories[key] = History(
-                self.rows,
-                min(self.anchors or wanted, wanted),
-                clone=self.clone,
-                storage=self.storage,
+                self.rows, self.anchors, clone=self.clone, storage=self.storage
             )
             self.per_row[key] = per_row
         if per_row > 1:
@@ -230,13 +230,12 @@ class Memory:
         value = self.histories[key].forecast(self.forecaster, rows, at)
         return value.flatten(0, 1) if self.per_row[key] > 1 else value
 
-    def limit(self, anchors: int) -> None:
-        """Keep no more than `anchors` values of everything; with 0 nothing is kept from now on."""
-        self.anchors = anchors
-        for history in self.histories.values():
-            history.limit(max(anchors, 1))
-        if anchors == 0:
+    def fit(self) -> None:
+        """Let go of what is more than `anchors` values of everything."""
+        if not self.anchors:
             self.histories.clear()
+        for history in self.histories.values():
+            history.limit(self.anchors)
 
     def enter(self, era: int) -> None:
         """Forget the tensors of another era."""

@@ -10,19 +10,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Shaped
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 
 __all__ = ["Budget", "Storage", "parse_bytes"]
 
-UNITS = {
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
+_AMOUNT = TypeAdapter(ByteSize)
 
 
 def parse_bytes(text: str) -> int:
@@ -33,13 +26,11 @@ def parse_bytes(text: str) -> int:
     >>> parse_bytes("1.5 kB"), parse_bytes("2MiB")
     (1500, 2097152)
     """
-    number = text.rstrip("BkMGKi")
-    unit = text[len(number) :]
     try:
-        return int(float(number) * UNITS[unit])
-    except (KeyError, ValueError, OverflowError):
+        return int(_AMOUNT.validate_python(text))
+    except ValidationError:
         raise ValueError(
-            f"{text!r} is not an amount of memory: give a number and one of {', '.join(UNITS)}, as "
+            f"{text!r} is not an amount of memory: give a number and a unit, as "
             "in '2GB' or '512MiB'"
         ) from None
 
@@ -81,20 +72,19 @@ class Storage:
 class Budget:
     """Share `cap` bytes among everything one denoiser holds in one run; None is no limit.
 
-    `held` are the bytes of one anchor of each holder. A holder is told by its `limit(anchors)` as
-    soon as fewer anchors fit than before, and before they would be stored: what is held stays below
-    the cap at every moment.
+    `held` are the bytes of one anchor of each holder. Every holder's `fit()` is called as soon as
+    fewer anchors fit than before, and before they would be stored: what is held stays below the cap
+    at every moment.
     """
 
     cap: int | None
     held: dict[int, int] = field(default_factory=dict)
     holders: dict[int, Any] = field(default_factory=dict)
 
-    @property
-    def anchors(self) -> int | None:
-        """Count the anchors of everything that fit, or None without a limit."""
+    def fits(self, wanted: int) -> int:
+        """Return how many anchors of everything fit, at most those wanted."""
         need = sum(self.held.values())
-        return None if self.cap is None or need == 0 else self.cap // need
+        return wanted if self.cap is None or need == 0 else min(self.cap // need, wanted)
 
     def admit(self, holder: Any, nbytes: int) -> None:
         """Count one more tensor of a holder, and lower everybody's number of anchors if it has to
@@ -105,7 +95,7 @@ class Budget:
         self.holders[id(holder)] = holder
         self.held[id(holder)] = self.held.get(id(holder), 0) + nbytes
         for each in self.holders.values():
-            each.limit(self.anchors)
+            each.fit()
 
     def dismiss(self, holder: Any) -> None:
         """Forget a holder that lets go of all it held."""

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from skipstep.pipelines.cli_options import Device, Dtype, Model, Size, Threads, load
+
 __all__ = ["calibrate"]
 
 
@@ -28,19 +30,15 @@ def calibrate(
     reference_steps: Annotated[
         int, typer.Option(min=8, help="Evaluations of each noise's fine solution.")
     ] = 64,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Folder or hub id; else the built-in reference model."),
-    ] = None,
+    model: Model = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first noise.")] = 9000,
-    size: Annotated[str | None, typer.Option(help="256 or 512x768 (width x height).")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    size: Size = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
 ) -> None:
     """Fit a few-step solver to a model; use it with enable_plugin("calibrated", file=...)."""
     from skipstep.pipelines.calibrate_solver import calibrate_solver
-    from skipstep.pipelines.cli import load
     from skipstep.pipelines.progress import progress_bar
     from skipstep.pipelines.reference.prompts import load_prompts
     from skipstep.plugins.errors import PluginError

@@ -223,8 +223,9 @@ class DenoiserCache:
                 f"{type(run.pipe.scheduler).__name__} adds noise at every step, which no forecast "
                 "knows: expect less fidelity at the same speed than with a scheduler that adds none"
             )
-        anchors, wanted = self.budget(run).anchors, self.parts.forecaster.anchors
-        if anchors is not None and anchors < wanted:
+        wanted = self.parts.forecaster.anchors
+        anchors = self.budget(run).fits(wanted)
+        if anchors < wanted:
             report.notes.append(_says_little_fits(self, anchors, wanted, self.budget(run)))
         made_for = self.plugin.made_for()
         if made_for is not None:

@@ -146,7 +146,7 @@ class DenoiserCall:
         forced = None
         if contract.broken or self.memory.refusal:
             forced = contract.broken or self.memory.refusal
-        elif self.memory.anchors == 0:
+        elif not self.memory.anchors:
             forced = "cache memory"
         elif not self.memory.is_filled:
             forced = "shape" if self.is_reshaped else "first"

@@ -346,6 +346,8 @@ def _completed(
 ) -> dict[str, Any]:
     """Return keyword arguments, with the plugins' defaults for what the call leaves out."""
     wanted = {name: value for site in sites for name, value in site.defaults.items()}
+    if not wanted:
+        return kwargs
     parameters = list(inspect.signature(function).parameters.values())
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
     given = {p.name for p in parameters[: len(args) + 1]} | set(kwargs)

@@ -117,6 +117,11 @@ class Pairs:
     history: History | None = None
 
     @property
+    def anchors(self) -> int:
+        """Count the differences kept: the forecaster's wish, or what the budget allows."""
+        return self.budget.fits(self.forecaster.anchors)
+
+    @property
     def wants_prediction(self) -> bool:
         """Say whether the next scheduler step should be looked at."""
         return self.is_second is None and self.why_not is None
@@ -174,12 +179,12 @@ class Pairs:
             rows = [row - half for row in rows]
         return self.history.forecast(self.forecaster, rows, at)
 
-    def limit(self, anchors: int) -> None:
-        """Keep no more than `anchors` differences; with 0 nothing is rebuilt."""
-        if self.history is not None and anchors:
-            self.history.limit(anchors)
-        if anchors == 0:
+    def fit(self) -> None:
+        """Let go of the differences that are too many; without room for one nothing is rebuilt."""
+        if not self.anchors:
             self.history, self.why_not = None, "cache memory"
+        elif self.history is not None:
+            self.history.limit(self.anchors)
 
     def storages(self) -> dict[int, int]:
         """Return address -> bytes of every storage kept alive."""
@@ -196,10 +201,7 @@ class Pairs:
         if self.why_not is not None:
             return
         if self.history is None:
-            anchors = self.budget.anchors or self.forecaster.anchors
-            self.history = History(
-                len(delta), min(anchors, self.forecaster.anchors), storage=self.storage
-            )
+            self.history = History(len(delta), self.anchors, storage=self.storage)
         delta = delta if len(rows) == len(delta) else delta[rows]
         self.history.push(delta, rows, self.step if step is None else step)
 

@@ -1,30 +1,48 @@
-"""What `skipstep distill` does: read a job, train, write the student, say how to switch it on."""
+"""`skipstep distill`: train a few-step student and write what switches it on."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from torch import Tensor, nn, optim
+import typer
 
-from skipstep.pipelines.distill.job import DistillJob, distill, read_job
-from skipstep.samplers.distill.networks import trained_parameters
+from skipstep.pipelines.cli_options import Device, Dtype, Model, Threads, load
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from skipstep.pipelines.distill.job import DistillJob
+
+__all__ = ["distill"]
 
 
-def run(file: Path, pipe: Any, output: Path) -> str:
-    """Run the job in `file` on a pipeline; return what to say."""
-    job = read_job(file)
-    student = distill(job, pipe, output, optimizers=_muon(job) if job.muon else None)
+def distill(
+    job: Annotated[Path, typer.Argument(help="A distillation (YAML).", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the student.")] = Path(
+        "out/student"
+    ),
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+) -> None:
+    """Train a few-step student; stopped, the same command goes on where it ended."""
+    from skipstep.pipelines.distill.job import distill as train
+    from skipstep.pipelines.distill.job import read_job
+
+    wanted = read_job(job)
+    pipe, _ = load(model, device, dtype, threads, size=None, guidance=None)
+    student = train(wanted, pipe, output, optimizers=_muon(wanted) if wanted.muon else None)
     done = student.training
-    return (
-        f"{student.steps}-step student by {job.recipe.name} after {done['iterations']} iterations "
-        f"on {done['paths']} paths: {output}\n"
+    typer.echo(
+        f"{student.steps}-step student by {wanted.recipe.name} after {done['iterations']} "
+        f"iterations on {done['paths']} paths: {output}\n"
         f'Use it: pipe.enable_plugin("few_step", weights="{output}")'
     )
 
 
-def _muon(job: DistillJob) -> Any:
+def _muon(job: "DistillJob") -> Any:
+    from torch import Tensor, nn, optim
+
     from skipstep.pipelines.reference.muon import Muon
+    from skipstep.samplers.distill.networks import trained_parameters
 
     rate = job.training.rate
 

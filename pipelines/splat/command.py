@@ -53,13 +53,14 @@ def reconstruct(
     ] = 150,
     background: Annotated[str, typer.Option(help="Behind an object: white or black.")] = "white",
     video: Annotated[bool, typer.Option(help="Write an orbit video too (extra `video`).")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Turn photographs into 3D Gaussians: .ply, .spz, an offline .html page and a video."""
     import torch
 
     from skipstep.plugins.errors import PluginError
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     name = folder.resolve().name
     try:
         capture = read_views(folder, views, width)

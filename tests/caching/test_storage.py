@@ -30,9 +30,9 @@ def test_amounts_are_read(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "2", "GB", "-", "two GB", "2 gb", "infGB", "nanB", "2TB"])
+@pytest.mark.parametrize("text", ["", "GB", "-", "two GB", "-2GB", "infGB", "nanB", "2 pints"])
 def test_other_amounts_are_refused_in_words(text: str) -> None:
-    with pytest.raises(ValueError, match="give a number and one of B, kB, MB"):
+    with pytest.raises(ValueError, match="give a number and a unit"):
         parse_bytes(text)
     with pytest.raises(ValueError, match="cache_memory"):
         ABCache(cache_memory=text)

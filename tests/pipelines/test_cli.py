@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import skipstep
-from skipstep.pipelines import cli, doctor, generate
+from skipstep.pipelines import cli, cli_options, doctor, generate
 from skipstep.pipelines.batch import command as batch_command
 from skipstep.pipelines.batch.plan import PlanMismatch
 from skipstep.pipelines.batch.stopping import Stopped, Unwritable
@@ -194,11 +194,11 @@ def test_the_reference_model_gets_one_thread_and_others_torch_s_choice() -> None
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        cli.use_threads(None, "someone/model")
+        cli_options.use_threads(None, "someone/model")
         assert torch.get_num_threads() == 2
-        cli.use_threads(None, None)
+        cli_options.use_threads(None, None)
         assert torch.get_num_threads() == 1
-        cli.use_threads(2, None)
+        cli_options.use_threads(2, None)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -4,7 +4,7 @@
     python -m benchmarks.solvers --curves docs/solvers.png     the same to 20, as curves
     python -m benchmarks.solvers --orders                 slopes on a Gaussian with known solution
     python -m benchmarks.solvers --cost                   microseconds a step beside Euler
-    python -m benchmarks.solvers --reference --guidance 1 3 7   on the reference model, unseen prompts
+    python -m benchmarks.solvers --reference              on the reference model, unseen prompts
 
 On exact scores a row is the root mean square, the median and the share above 0.25 ("flips": other
 modes) of the distance to a fine solution, in units of its spread, over 256 noises. Calibrated
@@ -40,8 +40,8 @@ TRAILING = {"timestep_spacing": "trailing"}
 KARRAS = {"use_karras_sigmas": True}
 NOISES, CALIBRATED_ON = 256, 48
 SHIPPED = [
-    Path(__file__).resolve().parents[1] / "pipelines" / "reference" / f"solver-{steps}.json"
-    for steps in (5, 8)
+    Path(__file__).resolve().parents[1] / "pipelines" / "reference" / f"solver-{name}.json"
+    for name in ("5", "8", "5-wide", "8-wide")
 ]
 FLIPPED = 0.25
 Figures = tuple[float, float, float]

@@ -4,7 +4,8 @@ Run: python -m skipstep.pipelines.reference.students       (needs the pictures i
 
 The 256 evaluation prompts, seed = prompt number, scores as in evaluate.py. The teacher takes 28
 steps at guidance 3, which is 56 network evaluations a picture; beside the students it also takes
-their own numbers of steps. `--arms` measures some and keeps the figures of the others. Writes
+their own numbers of steps. `--arms` measures some and keeps the figures of the others; the sheet
+has all. Writes
 `docs/reference/students.json` and `students.png`, and each student's figures into its
 `few_step.json`.
 """
@@ -146,7 +147,7 @@ def main() -> None:
             content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             content["measured"] = found[arm]
             file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draw_students(pipe, arms).save(arguments.output / "students.png", optimize=True)
+    draw_students(pipe, list(ARMS)).save(arguments.output / "students.png", optimize=True)
     LOGGER.info("%s", report)
 
 

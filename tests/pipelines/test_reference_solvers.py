@@ -46,9 +46,15 @@ def test_the_shipped_solver_is_nearer_than_the_pipelines_own(
     assert ours.mean() < own.mean()
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("steps", STEPS)
-def test_a_shipped_file_is_under_a_hundred_numbers_and_says_what_it_gained(steps: int) -> None:
-    file = calibrated_solver(steps).solver
+def test_a_shipped_file_is_under_a_hundred_numbers_and_says_what_it_gained(
+    steps: int, wide: bool
+) -> None:
+    file = calibrated_solver(steps, wide=wide).solver
+    served = (1.0, 7.0) if wide else (1.5, 5.25)
+    assert file.guidance_range == served
+    assert not any(file.serves(scale) for scale in (served[0] - 0.1, served[1] + 0.1))
     assert file.steps == steps and file.numbers < 100
     assert file.measured.calibrated < file.measured.fallback
     assert file.fingerprint["pipeline"] == "ReferencePipeline"

@@ -2,7 +2,8 @@
 
 python -m benchmarks.splat_capture FOLDER --views 32 --seconds 240 --arm swept
 Arms: `swept` is `reconstruct_scene` (plane sweep, then refinement); `random` is plain 3DGS from as
-many Gaussians at random places in the views' frusta, refined for the same process time.
+many Gaussians at random places in the views' frusta, refined for the same process time; `stream`
+is `StreamingReconstructor`, view by view in their order, `--steps` of refinement after each.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from skipstep.pipelines.splat.capture import Capture, read_capture
 from skipstep.pipelines.splat.gaussians import Gaussians
 from skipstep.pipelines.splat.plane_sweep import depth_range
 from skipstep.pipelines.splat.scene import fit, mean_colour, reconstruct_scene
+from skipstep.pipelines.splat.stream import StreamingReconstructor
 
 
 def random_start(capture: Capture, count: int) -> Gaussians:
@@ -39,6 +41,21 @@ def random_start(capture: Capture, count: int) -> Gaussians:
     )
 
 
+def streamed(capture: Capture, steps: int) -> Gaussians:
+    """Add the views one by one."""
+    near, far = depth_range(capture.cameras)
+    stream = StreamingReconstructor(near=near, far=far, steps=steps)
+    for view in range(len(capture)):
+        counts = stream.add(capture[[view]])
+        total = 0 if stream.scene is None else len(stream.scene)
+        print(
+            f"view {view}: {counts}, {total:,} Gaussians, {time.process_time():.0f} s", flush=True
+        )
+    if stream.scene is None:
+        raise ValueError("a stream of one view shows no depth: give more --views")
+    return stream.scene
+
+
 @torch.no_grad()
 def left_out_psnr(gaussians: Gaussians, inputs: Capture, left_out: Capture) -> float:
     """Return the mean PSNR on the left-out views."""
@@ -57,12 +74,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--views", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=240.0)
-    parser.add_argument("--arm", choices=("swept", "random"), default="swept")
+    parser.add_argument("--arm", choices=("swept", "random", "stream"), default="swept")
     parser.add_argument("--count", type=int, default=45_000, help="Gaussians of arm random")
+    parser.add_argument("--steps", type=int, default=8, help="steps per view of arm stream")
+    parser.add_argument("--width", type=int, help="width that pictures are shrunk to")
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    capture = read_capture(arguments.folder)
+    capture = read_capture(arguments.folder, width=arguments.width)
     n = len(capture)
     chosen = [round(i * (n - 1) / (arguments.views - 1)) for i in range(arguments.views)]
     rest = [i for i in range(n) if i not in chosen][::6]
@@ -70,6 +89,8 @@ def main() -> None:
     began = time.process_time()
     if arguments.arm == "swept":
         result = reconstruct_scene(inputs, seconds=arguments.seconds, tell=print)
+    elif arguments.arm == "stream":
+        result = streamed(inputs, arguments.steps)
     else:
         start = random_start(inputs, arguments.count)
         result = fit(start, inputs, seconds=arguments.seconds, tell=print)

@@ -36,7 +36,6 @@ HEAVY = {
     "transformers",
     "triton",
     "typer",
-    "viser",
 }
 PROGRAM = """
 import json, sys

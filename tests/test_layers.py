@@ -35,12 +35,10 @@ OPTIONAL = {
     "matplotlib",
     "optuna",
     "peft",
-    "plyfile",
     "pyarrow",
     "ray",
     "resvg_py",
     "triton",
-    "viser",
 }
 
 

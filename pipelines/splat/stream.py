@@ -27,6 +27,7 @@ from skipstep.pipelines.splat.cost_volume import sweep
 from skipstep.pipelines.splat.gaussians import Gaussians
 from skipstep.pipelines.splat.plane_sweep import neighbours
 from skipstep.pipelines.splat.refine import refine
+from skipstep.pipelines.splat.scene import mean_colour
 
 __all__ = ["StreamingReconstructor", "insertion_chance", "laplacian"]
 
@@ -136,6 +137,7 @@ class StreamingReconstructor:
             capture.cameras,
             steps=self.steps,
             views_per_step=min(self.views_per_step, len(capture)),
+            background=mean_colour(capture),
             seed=self.seed + len(self.views),
         )
         self.scene = replace(refined, features={WEIGHT: seen})

@@ -45,7 +45,7 @@ def test_far_views_are_drawn_with_a_fraction_of_the_gaussians(scene: Scene) -> N
     near, far = (Cameras.orbit(2, radius=radius, width=48) for radius in (1.6, 24.0))
     # The far camera's lens is longer, so that there is something to see.
     far = replace(far, K=torch.tensor([[96.0, 0, 24], [0, 96.0, 24], [0, 0, 1]]).repeat(2, 1, 1))
-    levels = LevelsOfDetail.build(gaussians, focal=96.0, levels=4)
+    levels = LevelsOfDetail.build(gaussians, focal=96.0, levels=4, pixels=2.0)
     counts = [len(levels.seen_from(cameras.centres[0])) for cameras in (near, far)]
     assert counts[0] == len(gaussians) and counts[1] < len(gaussians) / 3
     torch.testing.assert_close(levels.render(near).rgb, gaussians.render(near).rgb)

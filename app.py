@@ -15,13 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from skipstep.pipelines.ui.limits import Limits
+from skipstep.pipelines.ui.offered import REFERENCE, default_models, makes_clips
 from skipstep.pipelines.ui.server import (
     import_gradio,
     is_loopback,
     launch_settings,
     queue_settings,
 )
-from skipstep.pipelines.ui.studio import REFERENCE, Studio
+from skipstep.pipelines.ui.studio import Studio
 from skipstep.plugins.errors import PluginError
 
 __all__ = ["build_app", "main", "serve"]
@@ -33,7 +34,7 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
     """Lay the page out and return the gradio Blocks, not yet launched.
 
     Args:
-        studio: the models; the first of them is loaded here.
+        studio: the models; the first of them that makes pictures is loaded here.
         folder: where the server keeps its files.
 
     Raises:
@@ -49,28 +50,39 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
     from skipstep.pipelines.ui.create_tab import CreateTab
     from skipstep.pipelines.ui.page import Page
     from skipstep.pipelines.ui.plugins_tab import PluginsTab
+    from skipstep.pipelines.ui.splat_tab import SplatTab
     from skipstep.pipelines.ui.sweep_tab import SweepTab
+    from skipstep.pipelines.ui.video_tab import VideoTab
 
-    studio.use(studio.models[0])
+    clips = [name for name in studio.models if makes_clips(name)]
+    stills = [name for name in studio.models if name not in clips]
+    pipe = studio.use((stills or clips)[0])
     page = Page(gradio, studio, Album(folder / "files" / "pictures"), limits or Limits(), folder)
     desk = BatchDesk(folder / "files" / "batches", studio, page.limits)
     with gradio.Blocks(
         title="skipstep", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
     ) as ui:
         gradio.HTML(TITLE)
-        with gradio.Tabs():
+        with gradio.Tabs(selected=None if stills else "video"):
             with gradio.Tab("Create", id="create"):
-                create = CreateTab(page)
+                create = CreateTab(page, stills or clips, pipe)
+            if clips:
+                with gradio.Tab("Video", id="video") as tab:
+                    video = VideoTab(page, clips, None if stills else pipe)
+                video.connect(tab)
+            model = create.form.model
             with gradio.Tab("Compare", id="compare"):
-                CompareTab(page, create.model)
+                CompareTab(page, model)
             with gradio.Tab("Sweep", id="sweep"):
-                SweepTab(page, create.model)
+                SweepTab(page, model)
             with gradio.Tab("Autotune", id="autotune"):
-                AutotuneTab(page, create.model, create.box.parts, create.box.take)
+                AutotuneTab(page, model, create.form.box.parts, create.form.box.take)
+            with gradio.Tab("3D", id="3d"):
+                SplatTab(page)
             with gradio.Tab("Batch", id="batch"):
-                BatchTab(page, desk, create.model, create.box.recipe)
+                BatchTab(page, desk, model, create.form.box.recipe)
             with gradio.Tab("Plugins", id="plugins"):
-                PluginsTab(page, create.model)
+                PluginsTab(page, model)
         Api(page, desk)
     ui.queue(**queue_settings())
     return ui
@@ -115,7 +127,7 @@ def serve(
         users=users.read_users(auth_file) if auth_file is not None else None,
     )
     is_open = share or not is_loopback(listen)
-    models = tuple(model or (REFERENCE,))
+    models = tuple(model) if model else default_models()
     use_threads(threads, None if models[0] == REFERENCE else models[0])
     studio = Studio(models, any_model=not is_open if any_model is None else any_model)
     with tempfile.TemporaryDirectory(prefix="skipstep-app-") as own:

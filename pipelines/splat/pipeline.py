@@ -7,7 +7,7 @@ average. So results are in the user's world, whatever its unit.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -138,6 +138,7 @@ class GaussianReconstructionPipeline(DiffusionPipeline):  # type: ignore[misc]  
         resolution: int = 64,
         refine_steps: int = 0,
         seed: int = 0,
+        on_step: Callable[[int, float], bool] | None = None,
     ) -> GaussianReconstructionOutput:
         """Reconstruct.
 
@@ -149,6 +150,7 @@ class GaussianReconstructionPipeline(DiffusionPipeline):  # type: ignore[misc]  
             resolution: Size the model works at, a multiple of 8; it was trained at 64.
             refine_steps: Steps of gradient descent on the images afterwards.
             seed: Of the order of views in the refinement.
+            on_step: Called with each step of the refinement and its loss; True ends it.
 
         Raises ValueError when pictures and cameras do not belong together or have no object.
         """
@@ -187,6 +189,7 @@ class GaussianReconstructionPipeline(DiffusionPipeline):  # type: ignore[misc]  
                     else cameras,
                     steps=refine_steps,
                     seed=seed,
+                    on_step=on_step,
                 )
             seconds["refine"] = time.perf_counter() - began
         return GaussianReconstructionOutput(gaussians, cameras, seconds)

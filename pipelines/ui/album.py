@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from skipstep.pipelines.batch.metadata import describe_row, origin_of, parameters
 from skipstep.pipelines.batch.rows import Row
+from skipstep.pipelines.clip_files import FRAMES_PER_SECOND, save_clip
 from skipstep.pipelines.generate import read_size
 from skipstep.pipelines.pictures import to_bytes, to_image, to_png, write_whole
 from skipstep.pipelines.ui.controls import recipe_words
@@ -29,7 +31,7 @@ MOST_FILES = 400
 
 
 class Album:
-    """Writes pictures into one folder and keeps the newest."""
+    """Writes pictures (PNG) and clips (animated WebP) into one folder and keeps the newest."""
 
     def __init__(self, folder: Path, most: int = MOST_FILES) -> None:
         self.folder = folder
@@ -37,7 +39,7 @@ class Album:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, pair: Pair, pipe: Any) -> tuple[Path, Path]:
-        """Write both pictures of a pair; return the plain one and the accelerated one."""
+        """Write both sides of a pair; return the plain one and the accelerated one."""
         measured = {
             name: value
             for name, value in describe_pair(pair).items()
@@ -57,7 +59,7 @@ class Album:
         plugins: str,
         more: Mapping[str, Any],
     ) -> Path:
-        """Write one picture."""
+        """Write one picture or clip."""
         described = describe_row(
             row,
             origin_of(pipe, model),
@@ -65,19 +67,23 @@ class Album:
             fraction=1.0 if side.report is None else side.report.fraction,
             plugins=plugins,
         )
-        content = to_png(
-            to_image(to_bytes(side.picture)[0]),
-            described | dict(more),
-            parameters=parameters(described),
-        )
-        path = self.folder / f"{secrets.token_hex(8)}.png"
-        write_whole(path, content)
+        told = described | dict(more)
+        name = secrets.token_hex(8)
+        frames = to_bytes(side.picture.transpose(0, 1))
+        if len(frames) == 1:
+            path = self.folder / f"{name}.png"
+            image = to_image(frames[0])
+            write_whole(path, to_png(image, told, parameters=parameters(described)))
+        else:
+            path = self.folder / f"{name}.webp"
+            told |= {"num_frames": len(frames)}
+            save_clip(np.stack(frames), path, told, rate=FRAMES_PER_SECOND)
         self.clear_out()
         return path
 
     def clear_out(self) -> None:
         """Remove the oldest files beyond the most that are kept."""
-        files = sorted(self.folder.glob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+        files = sorted(self.folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime_ns)
         for path in files[: max(0, len(files) - self.most)]:
             path.unlink(missing_ok=True)
 

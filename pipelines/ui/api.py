@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.comparison import Comparison
 from skipstep.pipelines.ui.album import read_picture_settings
@@ -16,11 +17,13 @@ from skipstep.pipelines.ui.autotune_tab import recipe_of, run_autotune
 from skipstep.pipelines.ui.batch_desk import BatchDesk
 from skipstep.pipelines.ui.compare_tab import run_compare, save_comparison
 from skipstep.pipelines.ui.figures import describe_pair
-from skipstep.pipelines.ui.limits import read_name, read_settings
+from skipstep.pipelines.ui.limits import read_frames, read_name, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step
+from skipstep.pipelines.ui.offered import REFERENCE
 from skipstep.pipelines.ui.page import QUEUE, Page
+from skipstep.pipelines.ui.sculpting import Sculpture, run_splats
 from skipstep.pipelines.ui.streams import Tell, stream
-from skipstep.pipelines.ui.studio import REFERENCE, Pair, Progress
+from skipstep.pipelines.ui.studio import Pair, Progress
 from skipstep.pipelines.ui.sweeps import run_sweep
 from skipstep.plugins import catalog, options
 from skipstep.plugins.errors import PluginError
@@ -44,6 +47,8 @@ class Api:
         self.desk = desk
         long: list[Callable[..., Any]] = [
             self.generate,
+            self.clip,
+            self.splats,
             self.compare,
             self.sweep,
             self.autotune,
@@ -81,23 +86,54 @@ class Api:
         """Make a picture twice, plain and with a recipe; the last answer has both files and what
         lies between them, those before say how far it is.
         """
+        row = self.read(prompt, recipe, seed, steps, size, guidance, negative)
+        yield from self.pair(row, model, None)
+
+    def clip(
+        self,
+        prompt: str,
+        model: str,
+        recipe: str = "",
+        seed: int = 0,
+        steps: int = 20,
+        frames: int = 9,
+        size: str = "",
+        guidance: float | None = None,
+        negative: str = "",
+    ) -> Iterator[Json]:
+        """Make a clip twice, plain and with a recipe; answers as generate does, in WebP files."""
+        row = self.read(prompt, recipe, seed, steps, size, guidance, negative)
+        yield from self.pair(row, model, read_frames(frames, row, self.page.limits))
+
+    def read(
+        self,
+        prompt: object,
+        recipe: object,
+        seed: object,
+        steps: object,
+        size: object,
+        guidance: object,
+        negative: object,
+    ) -> Row:
+        """Return the settings of a picture, checked."""
+        given = {
+            "prompt": prompt,
+            "negative": negative,
+            "seed": seed,
+            "size": size,
+            "steps": steps,
+            "guidance": guidance,
+            "plugins": recipe,
+        }
+        return read_settings(given, self.page.limits)
+
+    def pair(self, row: Row, model: object, frames: int | None) -> Iterator[Json]:
+        """Make both sides, telling how far it is."""
         page = self.page
-        row = read_settings(
-            {
-                "prompt": prompt,
-                "negative": negative,
-                "seed": seed,
-                "size": size,
-                "steps": steps,
-                "guidance": guidance,
-                "plugins": recipe,
-            },
-            page.limits,
-        )
         name = page.studio.check_model(read_name("model", model))
 
         def work(tell: Tell, stop: Stop) -> None:
-            pair = page.studio.make_pair(row, name, tell, stop)
+            pair = page.studio.make_pair(row, name, tell, stop, frames=frames)
             tell((pair, *page.album.put(pair, page.studio.pipe)))
 
         for event in stream(work):
@@ -106,6 +142,28 @@ class Api:
             elif isinstance(event, tuple):
                 pair, plain, accelerated = event
                 yield finished(pair, plain, accelerated)
+
+    def splats(
+        self, photos: list[Json], background: str = "white", refine_steps: int = 100
+    ) -> Iterator[Json]:
+        """Turn uploaded photographs of one object into 3D Gaussians; the last answer has the files:
+        .ply, .splat, .spz, a page with a viewer, a turn around them as WebP.
+        """
+        if not isinstance(photos, list):
+            raise PluginError(f"photographs are {show(photos)}: upload some (handle_file)")
+        events = run_splats(
+            self.page.limits,
+            self.page.reports,
+            photos=[self.uploaded(each) for each in photos],
+            background=background,
+            refine_steps=refine_steps,
+        )
+
+        def answer(made: Sculpture) -> Json:
+            files = [as_file(path) for path in made.files]
+            return {"gaussians": len(made.gaussians), "seconds": made.seconds, "files": files}
+
+        yield from relayed(events, answer)
 
     def compare(
         self,

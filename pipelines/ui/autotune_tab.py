@@ -5,13 +5,18 @@ from html import escape
 from typing import Any
 
 from skipstep.pipelines.autotune import autotune
-from skipstep.pipelines.batch.rows import RowError
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.tune_request import TARGETS
 from skipstep.pipelines.tuning import Tuning
 from skipstep.pipelines.ui.controls import recipe_words
-from skipstep.pipelines.ui.limits import Limits, read_prompts, read_settings
+from skipstep.pipelines.ui.limits import (
+    Limits,
+    read_count,
+    read_number,
+    read_prompts,
+    read_settings,
+)
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
 from skipstep.pipelines.ui.page import Page, private
 from skipstep.pipelines.ui.scatter import Point, scatter
@@ -50,7 +55,7 @@ def run_autotune(
     if target not in TARGETS:
         raise PluginError(f"target {show(target)} is not known: {', '.join(TARGETS)}")
     goal = read_number("the target's value", value, 0.0, 1000.0)
-    most = int(read_number("trials", trials, 1, MOST_TRIALS))
+    most = read_count("trials", trials, 1, MOST_TRIALS)
     budget = read_number("minutes", minutes, 0.05, limits.minutes)
     is_given = isinstance(prompts, str) and bool(prompts.strip())
     wanted = read_prompts(prompts, limits) if is_given else None
@@ -72,18 +77,6 @@ def run_autotune(
             pipe.disable_plugins()
 
     return run_with_model(studio, model, action)
-
-
-def read_number(what: str, value: object, least: float, most: float) -> float:
-    """Return a number between two others.
-
-    Raises RowError.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RowError(f"{what} is {show(value)}: it must be a number")
-    if not least <= value <= most:
-        raise RowError(f"{what}={show(value)} is not allowed here: {least:g} to {most:g}")
-    return float(value)
 
 
 def recipe_of(tuning: Tuning) -> str:

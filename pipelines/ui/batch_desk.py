@@ -25,7 +25,8 @@ from skipstep.pipelines.batch.rows import Row, RowError, read_row
 from skipstep.pipelines.batch.runner import Event
 from skipstep.pipelines.batch.stopping import Stop, Stopped, Unwritable
 from skipstep.pipelines.ui.limits import Limits, check_upload, read_recipe, read_settings
-from skipstep.pipelines.ui.studio import REFERENCE, Studio
+from skipstep.pipelines.ui.offered import REFERENCE
+from skipstep.pipelines.ui.studio import Studio
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import show
 

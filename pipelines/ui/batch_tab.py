@@ -61,9 +61,7 @@ class BatchTab:
         go.click(begin, [upload, model, recipe, steps, seed], shown, **private(queue=False))
         stop.click(page.handled(self.stop), [key], shown, **private(queue=False))
         resume.click(page.handled(self.resume), [key], shown, **private(queue=False))
-        timer.tick(
-            page.handled(self.look), [key], shown, show_progress="hidden", **private(queue=False)
-        )
+        timer.tick(page.handled(self.look), [key], shown, **private(queue=False))
 
     def start(self, upload: Any, model: str, recipe: str, steps: Any, seed: Any) -> tuple[Any, ...]:
         """Begin a job."""

@@ -4,8 +4,6 @@ The outcome is the page that `skipstep compare` writes, shown in a frame that ca
 as files to keep.
 """
 
-import secrets
-import shutil
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -19,6 +17,7 @@ from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.ui.limits import Limits, read_arms_text, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
 from skipstep.pipelines.ui.page import Page
+from skipstep.pipelines.ui.reports import new_report
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.studio import Studio, call_beside_prompt
 from skipstep.pipelines.ui.watching import watched
@@ -30,7 +29,6 @@ PROMPTS = (
     "grinning face, flat style\nstrawberry, 3d style\nghost, flat style, on a purple background"
 )
 RECIPES = "abcache:interval=2\nabcache:interval=3\neasycache:threshold=0.05"
-MOST_REPORTS = 20
 # The page around the frame hears how tall its content is (style.py); a frame cannot say it itself.
 GROW = """<style>main { max-width: none; padding: 0; } body { overflow-y: hidden; }</style>
 <script>new ResizeObserver(() => parent.postMessage(
@@ -77,12 +75,9 @@ def run_compare(
 
 
 def save_comparison(outcome: Comparison, reports: Path) -> list[str]:
-    """Write page, sheet and numbers into a folder of their own; the oldest folders go."""
-    folder = reports / secrets.token_hex(8)
+    """Write page, sheet and numbers into a folder of their own."""
+    folder = new_report(reports)
     outcome.save(folder)
-    kept = sorted(reports.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    for old in kept[: max(0, len(kept) - MOST_REPORTS)]:
-        shutil.rmtree(old, ignore_errors=True)
     return [str(path) for path in sorted(folder.iterdir())]
 
 

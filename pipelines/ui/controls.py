@@ -27,7 +27,7 @@ MOST_PLACES = 200
 class Control:
     """How one option is asked for; `about` says what it means and what is allowed.
 
-    A "number" may be left empty if `takes_none`; the value of "text" is YAML.
+    The value of "text" is YAML, empty for none.
     """
 
     name: str
@@ -38,7 +38,6 @@ class Control:
     maximum: float | None = None
     step: float | None = None
     choices: tuple[Any, ...] = ()
-    takes_none: bool = False
 
     @property
     def label(self) -> str:
@@ -93,13 +92,15 @@ def control_of(
         high = rule.get("maximum", rule.get("exclusiveMaximum"))
         words.append(allowed(rule, definitions).replace("integer", "whole number"))
         if takes_none:
+            # A field of numbers cannot be empty: gradio's page shows 0 there, and sends it.
             words.append("empty is none")
+            told = "; ".join(word for word in words if word)
+            return Control(name, "text", "" if value is None else json.dumps(value), told)
         step = 1.0 if sort == "integer" else 0.01
         is_open = "exclusiveMinimum" in rule or "exclusiveMaximum" in rule
         is_slider = (
             low is not None
             and high is not None
-            and not takes_none
             and not is_open
             and (high - low) / step <= MOST_PLACES
         )
@@ -111,7 +112,6 @@ def control_of(
             minimum=low,
             maximum=high,
             step=step,
-            takes_none=takes_none,
         )
     if sort == "string":
         return Control(name, "text", value, words[0])

@@ -2,91 +2,36 @@
 skipped, what it cost, and the pictures of this visit with their settings.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.pictures import read_metadata
 from skipstep.pipelines.ui import fragments
 from skipstep.pipelines.ui.album import read_picture_settings
 from skipstep.pipelines.ui.figures import figures_of, verdict_of
-from skipstep.pipelines.ui.limits import read_settings
-from skipstep.pipelines.ui.page import QUEUE, Page, private, stoppable
-from skipstep.pipelines.ui.presets import CUSTOM, presets_of
-from skipstep.pipelines.ui.recipe_box import RecipeBox
-from skipstep.pipelines.ui.streams import Tell, Waiting, stream
+from skipstep.pipelines.ui.fragments import FAILED, STOPPED
+from skipstep.pipelines.ui.page import Page, private, stoppable
+from skipstep.pipelines.ui.pair_form import PairForm, watch_pair
+from skipstep.pipelines.ui.presets import CUSTOM
 from skipstep.pipelines.ui.studio import Pair, Progress
 from skipstep.plugins.errors import PluginError
 
 __all__ = ["CreateTab"]
 
 PROMPT = "hamburger, flat style, on a purple background"
-LARGEST_SEED = 2**53 - 1
 MOST_KEPT = 24
 
 
 class CreateTab:
-    """Lays the tab out and connects it.
+    """Lays the tab out and connects it; `models` are those that make pictures."""
 
-    `form` is what a request consists of, in the order of `settings`.
-    """
-
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, models: Sequence[str], pipe: Any) -> None:
         self.page = page
         gradio = page.gradio
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=4, min_width=320):
-                self.prompt = gradio.Textbox(
-                    PROMPT,
-                    label="Prompt",
-                    lines=2,
-                    max_lines=6,
-                    max_length=4000,
-                    elem_id="prompt",
-                    autofocus=True,
-                )
-                with gradio.Row():
-                    self.go = gradio.Button("Generate", variant="primary", elem_id="generate")
-                    self.stop = gradio.Button("Stop", interactive=False, elem_id="stop")
-                self.model = gradio.Dropdown(
-                    list(page.studio.models),
-                    value=page.studio.models[0],
-                    label="Model",
-                    info="a folder or a hub id can be typed" if page.studio.any_model else None,
-                    allow_custom_value=page.studio.any_model,
-                    elem_id="model",
-                )
-                self.box = RecipeBox(page, presets_of(page.studio.pipe))
-                with gradio.Accordion("Picture", open=False):
-                    with gradio.Row():
-                        self.seed = gradio.Number(
-                            0,
-                            label="Seed",
-                            precision=0,
-                            minimum=0,
-                            maximum=LARGEST_SEED,
-                            elem_id="seed",
-                            min_width=110,
-                        )
-                        self.steps = gradio.Slider(
-                            2, page.limits.steps, value=20, step=1, label="Steps", elem_id="steps"
-                        )
-                    with gradio.Row():
-                        self.size = gradio.Textbox(
-                            "", label="Size", info="256 or 512x768; empty: its own", min_width=110
-                        )
-                        self.guidance = gradio.Number(
-                            None,
-                            label="Guidance",
-                            info="empty: the model's own",
-                            minimum=0,
-                            maximum=100,
-                            min_width=110,
-                        )
-                    self.negative = gradio.Textbox(
-                        "", label="Negative prompt", lines=1, max_length=4000
-                    )
+                self.form = PairForm(page, PROMPT, models, pipe)
             with gradio.Column(scale=7, min_width=360):
                 self.live = gradio.HTML(fragments.welcome(), elem_id="live")
                 self.pair = gradio.ImageSlider(
@@ -133,36 +78,22 @@ class CreateTab:
                         elem_id="reload",
                         height=120,
                     )
-        self.form = [
-            self.prompt,
-            self.negative,
-            self.model,
-            self.box.recipe,
-            self.seed,
-            self.steps,
-            self.size,
-            self.guidance,
-        ]
         self.connect()
 
     def connect(self) -> None:
         """Say what happens when."""
         page, gradio = self.page, self.page.gradio
         shown = [self.live, self.pair, self.ends, self.verdict, self.timeline, self.figures]
-        buttons = [self.go, self.stop]
+        form, box = self.form, self.form.box
+        buttons = [form.go, form.stop]
         run = gradio.on(
-            [self.go.click, self.prompt.submit],
+            [form.go.click, form.prompt.submit],
             page.handled(self.run),
-            [*self.form, self.kept],
+            [*form.fields, self.kept],
             [*shown, *buttons, self.gallery, self.kept],
-            show_progress="hidden",
             **stoppable(),
         )
-        # A run that failed leaves the page as one that was stopped.
-        run.failure(self.rest, None, [self.live, *buttons], **private(queue=False))
-        self.stop.click(
-            self.rest, None, [self.live, *buttons], cancels=[run], **private(queue=False)
-        )
+        form.stop.click(self.rest, None, [*shown, *buttons], cancels=[run], **private(queue=False))
         choose = page.handled(self.choose)
         # gradio hands the event to the parameter that is annotated as one.
         choose.__annotations__["picked"] = gradio.SelectData
@@ -172,38 +103,23 @@ class CreateTab:
             [self.details, self.reuse, self.chosen_picture],
             **private(queue=False),
         )
-        fields = [*self.form, self.box.chosen, self.box.preset, self.box.plugins]
+        fields = [*form.fields, box.chosen, box.preset, box.plugins]
         self.reuse.click(
             page.handled(self.reload),
-            [self.chosen_picture, self.model],
+            [self.chosen_picture, form.model],
             fields,
             **private(queue=False),
         )
         self.upload.upload(
-            page.handled(self.reload), [self.upload, self.model], fields, **private(queue=False)
-        )
-        self.model.change(
-            page.handled(self.change_model),
-            [self.model],
-            [self.box.preset, self.box.plugins, self.box.recipe, self.box.chosen],
-            **private(**QUEUE),
+            page.handled(self.reload), [self.upload, form.model], fields, **private(queue=False)
         )
 
     def run(self, *given: Any) -> Iterator[tuple[Any, ...]]:
         """Make a pair; a closed browser tab closes this generator, which stops the run."""
         update, page = self.page.gradio.update, self.page
         *fields, kept = given
-        names = ("prompt", "negative", "model", "plugins", "seed", "steps", "size", "guidance")
-        form = dict(zip(names, fields, strict=True))
-        model = page.studio.check_model(str(form.pop("model")))
-        row = read_settings(form, page.limits)
+        asked = self.form.read(fields)
         nothing = update()
-        last: Any = None
-        preview = None
-
-        def work(tell: Tell, stop: Stop) -> None:
-            tell(page.studio.make_pair(row, model, tell, stop))
-
         busy = (update(interactive=False), update(interactive=True))
         yield (
             update(value=fragments.live(Progress("loading"), None), visible=True),
@@ -216,42 +132,38 @@ class CreateTab:
             nothing,
             nothing,
         )
-        for event in stream(work):
-            if isinstance(event, Pair):
-                plain, accelerated = page.album.put(event, page.studio.pipe)
-                kept = [(str(accelerated), caption(event)), *kept][:MOST_KEPT]
-                yield (
-                    update(visible=False),
-                    update(value=(str(plain), str(accelerated)), visible=True),
-                    update(visible=True),
-                    fragments.verdict_card(verdict_of(event)),
-                    fragments.timeline_strip(event.timeline),
-                    fragments.figure_row(figures_of(event)),
-                    update(interactive=True),
-                    update(interactive=False),
-                    update(value=kept, visible=True),
-                    kept,
-                )
-                return
-            if isinstance(event, Waiting):
-                event = last
-            if event is None:
-                yield (nothing,) * 10
-                continue
-            if last is not None and event.side != last.side:
-                preview = None
-            preview = event.preview if event.preview is not None else preview
-            last = event
-            yield (update(value=fragments.live(event, preview)), *(nothing,) * 9)
+        try:
+            for shown in watch_pair(page, *asked):
+                if isinstance(shown, Pair):
+                    plain, accelerated = page.album.put(shown, page.studio.pipe)
+                    kept = [(str(accelerated), caption(shown)), *kept][:MOST_KEPT]
+                    yield (
+                        update(visible=False),
+                        update(value=(str(plain), str(accelerated)), visible=True),
+                        update(visible=True),
+                        fragments.verdict_card(verdict_of(shown)),
+                        fragments.timeline_strip(shown.timeline),
+                        fragments.figure_row(figures_of(shown)),
+                        update(interactive=True),
+                        update(interactive=False),
+                        update(value=kept, visible=True),
+                        kept,
+                    )
+                elif shown is None:
+                    yield (nothing,) * 10
+                else:
+                    yield (update(value=shown), *(nothing,) * 9)
+        except Exception:
+            yield (*self.rest(FAILED), *(nothing,) * 2)
+            raise
 
-    def rest(self) -> tuple[Any, ...]:
-        """Show that nothing is running."""
+    def rest(self, words: str = STOPPED) -> tuple[Any, ...]:
+        """Show that nothing is running: for all that a run shows, and its buttons."""
         update = self.page.gradio.update
-        return (
-            update(value=fragments.stopped()),
-            update(interactive=True),
-            update(interactive=False),
-        )
+        hidden = update(visible=False)
+        live = update(value=fragments.nothing(words), visible=True)
+        buttons = update(interactive=True), update(interactive=False)
+        return live, hidden, hidden, "", "", "", *buttons
 
     def choose(self, kept: list[tuple[str, str]], picked: Any) -> tuple[Any, ...]:
         """Show how the picture that was clicked was made."""
@@ -266,7 +178,7 @@ class CreateTab:
         found = read_picture_settings(path, self.page.limits)
         studio = self.page.studio
         offered = found["model"] in studio.models
-        chosen, names = self.box.read(found["recipe"])
+        chosen, names = self.form.box.read(found["recipe"])
         return (
             found["prompt"],
             found["negative"],
@@ -275,18 +187,11 @@ class CreateTab:
             found["seed"],
             found["steps"],
             found["size"],
-            found["guidance"],
+            "" if found["guidance"] is None else str(found["guidance"]),
             chosen,
             CUSTOM,
             names,
         )
-
-    def change_model(self, model: str) -> tuple[Any, ...]:
-        """Load a model and offer what works on it."""
-        studio = self.page.studio
-        with studio.lock:
-            pipe = studio.use(model)
-            return self.box.offer(pipe)
 
 
 def caption(pair: Pair) -> str:

@@ -57,7 +57,7 @@ def memory(side: Side) -> tuple[str, str]:
     words = "held by plugins"
     if side.peak_bytes is not None:
         words += f", GPU peak {side.peak_bytes / MIB:,.0f} MiB"
-    return f"{held / MIB:.1f} MiB", words
+    return (f"{held / MIB:.1f} MiB" if held >= MIB / 20 else f"{held / 1024:.0f} KiB"), words
 
 
 def verdict_of(pair: Pair) -> str:

@@ -17,17 +17,21 @@ from skipstep.pipelines.verdicts import FULL
 from skipstep.plugins.listing import Listing
 
 __all__ = [
+    "FAILED",
+    "STOPPED",
     "ends",
     "figure_row",
     "live",
+    "nothing",
     "plugin_table",
-    "stopped",
     "timeline_strip",
     "verdict_card",
     "welcome",
 ]
 
 LARGEST = 512
+STOPPED = "Stopped. Nothing is running for this page."
+FAILED = "It failed, and the message says why. Nothing is running for this page."
 SIDES = {
     "loading": "Loading the model",
     "warming up": "Warming up: the plugins learn the model",
@@ -147,10 +151,10 @@ def plugin_table(listing: Listing) -> str:
     )
 
 
-def stopped() -> str:
-    """Return what is shown after Stop."""
+def nothing(words: str) -> str:
+    """Return what is shown after a run that came to nothing, with the reason."""
     return (
         '<div class="live">'
         f"{tile('plain', None, is_busy=False)}{tile('accelerated', None, is_busy=False)}"
-        '</div><p class="soft" role="status">Stopped. Nothing is running for this page.</p>'
+        f'</div><p class="soft" role="status">{escape(words)}</p>'
     )

@@ -16,7 +16,19 @@ from skipstep.pipelines.batch.rows import FIELDS, Row, RowError, read_plugins, r
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import build, show
 
-__all__ = ["Limits", "read_arms_text", "read_name", "read_prompts", "read_recipe", "read_settings"]
+__all__ = [
+    "Limits",
+    "check_upload",
+    "read_arms_text",
+    "read_count",
+    "read_frames",
+    "read_name",
+    "read_optional",
+    "read_number",
+    "read_prompts",
+    "read_recipe",
+    "read_settings",
+]
 
 LONGEST_RECIPE = 20_000
 LONGEST_NAME = 200
@@ -35,6 +47,11 @@ class Limits:
     """Pipeline calls of one comparison, sweep or tuning."""
     batch_rows: int = 10_000
     upload_bytes: int = 64_000_000
+    frames: int = 129
+    clip_pixels: int = 129 * 1280 * 720
+    """Of all frames of one clip."""
+    photo_pixels: int = 50_000_000
+    refine_steps: int = 400
     minutes: float = 60.0
 
 
@@ -59,6 +76,21 @@ def read_settings(given: Mapping[str, Any], limits: Limits) -> Row:
             f"size {row.width}x{row.height} is not allowed here: at most {limits.pixels:,} pixels"
         )
     return row
+
+
+def read_frames(value: object, row: Row, limits: Limits) -> int:
+    """Return the number of frames of a clip.
+
+    Raises RowError.
+    """
+    frames = read_count("frames", value, 2, limits.frames)
+    pixels = frames * (row.width or 0) * (row.height or 0)
+    if pixels > limits.clip_pixels:
+        raise RowError(
+            f"{frames} frames of {row.width}x{row.height} are not allowed here: at most "
+            f"{limits.clip_pixels:,} pixels in all"
+        )
+    return frames
 
 
 def read_recipe(text: object) -> list[Any]:
@@ -118,6 +150,42 @@ def read_arms_text(value: object, limits: Limits) -> dict[str, list[Any]]:
     """Return recipes, one a line, by the text that was given."""
     arms = {line: read_recipe(line) for line in read_lines("recipes", value, limits.arms)}
     return arms
+
+
+def read_count(what: str, value: object, least: int, most: int) -> int:
+    """Return a whole number between two others.
+
+    Raises RowError.
+    """
+    number = read_number(what, value, least, most)
+    if not number.is_integer():
+        raise RowError(f"{what} is {show(value)}: it must be a whole number")
+    return int(number)
+
+
+def read_number(what: str, value: object, least: float, most: float) -> float:
+    """Return a number between two others.
+
+    Raises RowError.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RowError(f"{what} is {show(value)}: it must be a number")
+    if not least <= value <= most:
+        raise RowError(f"{what}={show(value)} is not allowed here: {least:g} to {most:g}")
+    return float(value)
+
+
+def read_optional(what: str, text: object) -> float | None:
+    """Return the number in a text, None for an empty one.
+
+    Raises RowError.
+    """
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return None
+    try:
+        return float(text)  # type: ignore[arg-type]  # whatever it is
+    except (TypeError, ValueError, OverflowError):
+        raise RowError(f"{what} is {show(text)}: it must be a number, or empty") from None
 
 
 def read_name(what: str, value: object) -> str:

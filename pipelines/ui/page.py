@@ -38,8 +38,12 @@ def stoppable() -> dict[str, Any]:
 
 
 def private(**more: Any) -> dict[str, Any]:
-    """Return the settings of an event that belongs to the page alone: clients have the API."""
-    return {"api_visibility": "private", **more}
+    """Return the settings of an event that belongs to the page alone: clients have the API.
+
+    gradio would lay its spinner, and the word "Error", over every field that the event fills, also
+    over the one that has to be put right; what went wrong is said beside the page in any case.
+    """
+    return {"api_visibility": "private", "show_progress": "hidden", **more}
 
 
 @dataclass(frozen=True)
@@ -129,9 +133,7 @@ class Page:
             return "", update(interactive=False)
 
         go.click(lambda: update(interactive=True), None, [stop], **private(queue=False))
-        run = go.click(
-            self.handled(handler), inputs, outputs, show_progress="hidden", **stoppable()
-        )
+        run = go.click(self.handled(handler), inputs, outputs, **stoppable())
         run.then(rest, None, [status, stop], **private(queue=False))
         stop.click(rest, None, [status, stop], cancels=[run], **private(queue=False))
 

@@ -26,24 +26,32 @@ def working(pipe: Any) -> list[str]:
 
 
 class RecipeBox:
-    """The part of a form that says which plugins are on, and how."""
+    """The part of a form that says which plugins are on, and how.
 
-    def __init__(self, page: Page, presets: dict[str, str]) -> None:
+    Args:
+        pipe: the pipeline that it is for; None offers nothing until `offer` is called.
+        prefix: goes before the ids of the elements.
+    """
+
+    def __init__(self, page: Page, pipe: Any, prefix: str = "") -> None:
         self.page = page
+        self.prefix = prefix
         gradio = page.gradio
+        presets = {NONE: ""} if pipe is None else presets_of(pipe)
+        self.presets = gradio.State(presets)
         first = next((name for name in PREFERRED if name in presets), NONE)
         chosen, names = self.read(presets[first])
         self.preset = gradio.Dropdown(
-            [*presets, CUSTOM], value=first, label="Preset", elem_id="preset"
+            [*presets, CUSTOM], value=first, label="Preset", elem_id=f"{prefix}preset"
         )
         self.plugins = gradio.Dropdown(
-            working(page.studio.pipe),
+            [] if pipe is None else working(pipe),
             value=names,
             label="Plugins",
             info="several of different kinds work together",
             multiselect=True,
             allow_custom_value=True,
-            elem_id="plugins",
+            elem_id=f"{prefix}plugins",
         )
         self.chosen = gradio.State(chosen)
         self.recipe = gradio.Textbox(
@@ -53,7 +61,8 @@ class RecipeBox:
             lines=1,
             max_lines=2,
             max_length=20_000,
-            elem_id="recipe",
+            elem_id=f"{prefix}recipe",
+            elem_classes="code",
             render=False,
         )
 
@@ -63,6 +72,7 @@ class RecipeBox:
 
         self.recipe.render()
         self.parts = [self.recipe, self.chosen, self.preset, self.plugins]
+        self.offered = [self.preset, self.plugins, self.recipe, self.chosen, self.presets]
         self.connect()
 
     def connect(self) -> None:
@@ -70,7 +80,7 @@ class RecipeBox:
         gradio, page = self.page.gradio, self.page
         self.preset.input(
             page.handled(self.choose_preset),
-            [self.preset],
+            [self.preset, self.presets],
             [self.recipe, self.chosen, self.plugins],
             **private(queue=False),
         )
@@ -94,7 +104,7 @@ class RecipeBox:
         return listed, [entry["name"] for entry in listed]
 
     def offer(self, pipe: Any) -> tuple[Any, ...]:
-        """Offer what works on another pipeline, and choose its first preset."""
+        """Offer what works on another pipeline, and choose its first preset: for `offered`."""
         update = self.page.gradio.update
         presets = presets_of(pipe)
         first = next((name for name in PREFERRED if name in presets), NONE)
@@ -104,11 +114,11 @@ class RecipeBox:
             update(choices=working(pipe), value=names),
             presets[first],
             chosen,
+            presets,
         )
 
-    def choose_preset(self, name: str) -> tuple[Any, ...]:
+    def choose_preset(self, name: str, presets: dict[str, str]) -> tuple[Any, ...]:
         """Take a preset; "my own" leaves all as it is."""
-        presets = presets_of(self.page.studio.pipe)
         if name not in presets:
             return (self.page.gradio.update(),) * 3
         chosen, names = self.read(presets[name])
@@ -162,7 +172,6 @@ class RecipeBox:
                 self.page.handled(spell),
                 widgets,
                 [self.recipe, self.preset],
-                show_progress="hidden",
                 trigger_mode="always_last",
                 **private(queue=False),
             )
@@ -173,7 +182,7 @@ class RecipeBox:
         named: dict[str, Any] = {
             "label": control.label,
             "info": control.about,
-            "elem_id": f"option-{plugin}-{control.name}",
+            "elem_id": f"{self.prefix}option-{plugin}-{control.name}",
         }
         if control.sort == "box":
             return gradio.Checkbox(control.value, **named)

@@ -1,9 +1,9 @@
 """One pipeline for everybody who has the page open: models by name, one call at a time.
 
-A picture is made twice, from the same noise: by the plain pipeline and with the recipe. Plain
-pictures are kept, so that only the first comparison of a prompt takes both times. As in `compare`,
-a run of two steps that is not timed comes before the first run of a recipe: it is then that a
-plugin learns the model.
+A picture, or a clip, is made twice, from the same noise: by the plain pipeline and with the recipe.
+Plain ones are kept, so that only the first comparison of a prompt takes both times. As in
+`compare`, a run of two steps that is not timed comes before the first run of a recipe: it is then
+that a plugin learns the model.
 """
 
 import json
@@ -27,17 +27,17 @@ from skipstep.pipelines.batch.making import in_words, is_out_of_memory, why_no_p
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop, Stopped
 from skipstep.pipelines.compare import device_of, learning_steps, prompt_parameter
-from skipstep.pipelines.generate import load_pipeline, size_arguments
+from skipstep.pipelines.generate import size_arguments
 from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, ssim
 from skipstep.pipelines.pictures import read_pictures
 from skipstep.pipelines.tally import timeline
+from skipstep.pipelines.ui.offered import CLIP_ARGUMENT, REFERENCE, load_by_name
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.watching import Previews, call_arguments, to_preview, watched
 from skipstep.plugins.errors import Incompatible, PluginError
 from skipstep.plugins.options import build
 
 __all__ = [
-    "REFERENCE",
     "Pair",
     "Progress",
     "Side",
@@ -48,11 +48,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "reference"
 LARGEST_SHELF = 256 * 2**20
 
 Load = Callable[[str], Any]
-Picture = Float[Tensor, "1 1 3 height width"]
+Picture = Float[Tensor, "1 f 3 height width"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Side:
-    """One picture and what it took; `is_kept` says that it was not made now."""
+    """One picture or clip and what it took; `is_kept` says that it was not made now."""
 
     picture: Picture
     seconds: float
@@ -200,8 +199,10 @@ class Studio:
         finally:
             self.lock.release()
 
-    def make_pair(self, row: Row, model: str, tell: Tell, stop: Stop) -> Pair:
-        """Make a picture twice; `tell` hears Progress.
+    def make_pair(
+        self, row: Row, model: str, tell: Tell, stop: Stop, *, frames: int | None = None
+    ) -> Pair:
+        """Make a picture twice, or a clip of so many frames; `tell` hears Progress.
 
         Raises Stopped when asked to end, PluginError for what cannot be made.
         """
@@ -210,8 +211,9 @@ class Studio:
                 tell(Progress("loading"))
             pipe = self.use(model)
             plugins = tuple(build(entry) for entry in read_json(row.plugins))
-            call = call_of(pipe, row)
-            size = (row.width, row.height)
+            check_sort(pipe, is_clip=frames is not None)
+            call = call_of(pipe, row, frames)
+            size = (row.width, row.height, frames)
             key = (model, row.prompt, row.negative, row.seed, size, row.steps, row.guidance)
             plain = self.shelf.get(key)
             if plain is None:
@@ -266,14 +268,12 @@ class Studio:
             seconds = time.perf_counter() - started - looking
             report = pipe.plugin_report() if plugins else None
         picture = read_pictures(result)[:1]
-        if picture.shape[1] > 1:
-            raise Incompatible(f"{type(pipe).__name__} makes clips: this page shows pictures")
         if side == "plain" and why_no_picture(picture) is not None:
             raise PluginError(
                 "the plain picture is of one colour or holds values that are not numbers: this "
                 "model does not work with this dtype, size or guidance"
             )
-        self.previews.learn(picture[0, 0])
+        self.previews.learn(picture[0, picture.shape[1] // 2])
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
         return Side(picture, seconds, peak, report)
 
@@ -288,7 +288,7 @@ class Studio:
         plain: NDArray[np.uint8] | None,
     ) -> None:
         """Let the plugins learn the model, or the plain pipeline meet a size, in a short run."""
-        size = (row.width, row.height)
+        size = (row.width, row.height, call.get("num_frames"))
         if not plugins and size in self.met:
             return
         tell(Progress("warming up", 0, row.steps, None, plain))
@@ -318,18 +318,24 @@ def in_plain_words(pipe: Any) -> Iterator[None]:
         raise PluginError(f"{type(pipe).__name__}: {in_words(error)}") from error
 
 
-def load_by_name(model: str) -> Any:
-    """Load the reference model, or a diffusers pipeline from a folder or the hub."""
-    return load_pipeline(None if model == REFERENCE else model)
-
-
 def read_json(text: str) -> list[dict[str, Any]]:
     """Return the plugins of a row."""
     listed: list[dict[str, Any]] = json.loads(text)
     return listed
 
 
-def call_of(pipe: Any, row: Row) -> dict[str, Any]:
+def check_sort(pipe: Any, *, is_clip: bool) -> None:
+    """Raise Incompatible if a pipeline makes pictures where clips are wanted, or the other way."""
+    makes = CLIP_ARGUMENT in call_arguments(type(pipe))
+    if makes and not is_clip:
+        raise Incompatible(
+            f"{type(pipe).__name__} makes clips: the Video tab shows them (--model offers it there)"
+        )
+    if is_clip and not makes:
+        raise Incompatible(f"{type(pipe).__name__} makes pictures: the Create tab shows them")
+
+
+def call_of(pipe: Any, row: Row, frames: int | None = None) -> dict[str, Any]:
     """Return the arguments of a row's call, steps and noise aside.
 
     Raises Incompatible for what the pipeline does not take.
@@ -345,7 +351,9 @@ def call_of(pipe: Any, row: Row) -> dict[str, Any]:
         call["guidance_scale"] = row.guidance
     if row.negative is not None:
         call["negative_prompt"] = [row.negative]
-    known = call_arguments(pipe)
+    known = call_arguments(type(pipe))
+    if frames is not None:
+        call[CLIP_ARGUMENT] = frames
     for name in call:
         if name not in known:
             raise Incompatible(f"{type(pipe).__name__} takes no {name}: leave it out")
@@ -359,8 +367,8 @@ def call_beside_prompt(pipe: Any, row: Row) -> dict[str, Any]:
 
 
 def to_shown(picture: Picture) -> NDArray[np.uint8]:
-    """Return a picture as it is shown while the other one is being made."""
-    return to_preview(picture[0, 0])
+    """Return what is shown while the other one is being made: of a clip its middle."""
+    return to_preview(picture[0, picture.shape[1] // 2])
 
 
 def judged(pipe: Any, row: Row, model: str, plain: Side, accelerated: Side) -> Pair:
@@ -374,7 +382,7 @@ def judged(pipe: Any, row: Row, model: str, plain: Side, accelerated: Side) -> P
         plain=plain,
         accelerated=accelerated,
         psnr=float(psnr(own, other)),
-        ssim=None if closeness is None else float(closeness),
-        feature_distance=float(feature_distance(own[0], other[0])),
+        ssim=None if closeness is None else float(closeness.mean()),
+        feature_distance=float(feature_distance(own[0], other[0]).mean()),
         timeline=timeline(accelerated.report) if accelerated.report is not None else [],
     )

@@ -104,10 +104,21 @@ h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-
 .sheet figcaption { font-size: 13px; line-height: 1.4; margin-top: 6px; color: var(--sk-soft);
   overflow-wrap: anywhere; }
 .sheet figcaption b { color: var(--sk-ink); display: block; font-weight: 600; }
+.scene { display: flex; gap: 12px; align-items: center; }
+.viewer { flex: 1; min-width: 0; height: 460px; border: 1px solid var(--sk-line); margin: 0;
+  border-radius: 12px; background: #fff; }
+.viewer.blank { background: repeating-linear-gradient(90deg, var(--sk-skip) 0 14px,
+  transparent 14px 28px); opacity: .45; }
+.scene figure { margin: 0; width: 192px; }
+.scene figure img { width: 100%; display: block; border: 1px solid var(--sk-line);
+  border-radius: 12px; }
+.scene figcaption { font-size: 12px; color: var(--sk-soft); margin-top: 4px; }
+@media (max-width: 700px) { .scene { flex-direction: column; align-items: stretch; } }
 .frame { width: 100%; height: 1200px; border: 0; background: var(--sk-back); }
-#recipe textarea, .code textarea, #compare-recipes textarea { font: 13px/1.5 ui-monospace, Menlo, "DejaVu Sans Mono", monospace; }
+.code textarea, #compare-recipes textarea { font: 13px/1.5 ui-monospace, Menlo, "DejaVu Sans Mono", monospace; }
 .ends { display: flex; justify-content: space-between; font-size: 13px; color: var(--sk-soft); }
 #gallery .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
+#photos .grid-wrap { padding-top: 26px; }
 #gallery .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important;
   grid-auto-rows: 112px; height: auto; }
 #gallery .thumbnail-item { width: 112px; height: 112px; aspect-ratio: 1; }
@@ -170,6 +181,10 @@ def make_theme(gradio: Any) -> Any:
         button_primary_text_color_dark="#10201f",
         input_border_width="1px",
         input_border_width_dark="1px",
+        link_text_color="#0b7a75",
+        link_text_color_hover="#09645f",
+        link_text_color_dark="#45c2bb",
+        link_text_color_hover_dark="#7fd9d3",
         block_shadow="none",
         block_shadow_dark="none",
         block_label_background_fill="transparent",

@@ -31,10 +31,10 @@ SECONDS_BETWEEN = 0.25
 SMALLEST, LARGEST = 64, 512
 
 
-def call_arguments(pipe: Any) -> set[str]:
+def call_arguments(pipeline: type) -> set[str]:
     """Return the names that a pipeline's call takes; those of its bases too, if it passes on."""
     names: set[str] = set()
-    for cls in type(pipe).__mro__:
+    for cls in pipeline.__mro__:
         if "__call__" in vars(cls):
             parameters = inspect.signature(cls.__call__).parameters.values()
             names |= {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
@@ -50,7 +50,7 @@ def watched(pipe: Any, stop: Stop, see: Callable[[int, Tensor | None], None]) ->
         stop: asked before every step; the call then raises Stopped.
         see: called with the steps done and the latents, None where the pipeline shows none.
     """
-    names = call_arguments(pipe)
+    names = call_arguments(type(pipe))
 
     def on_step_end(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         stop.check()
@@ -80,7 +80,12 @@ class Previews:
     def picture(
         self, latents: Tensor | None, width: int | None, height: int | None
     ) -> NDArray[np.uint8] | None:
-        """Return a picture [height, width, 3] of the first sample, or None if none is due."""
+        """Return a picture [height, width, 3] of the first sample, or None if none is due.
+
+        Of the latents of a clip the middle frame is taken.
+        """
+        if latents is not None and latents.ndim == 5:
+            latents = latents[:, :, latents.shape[2] // 2]
         self.last = latents
         now = time.monotonic()
         if latents is None or now - self.shown < SECONDS_BETWEEN:

@@ -13,8 +13,9 @@ from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.ui.limits import Limits, read_settings
+from skipstep.pipelines.ui.offered import REFERENCE
 from skipstep.pipelines.ui.server import launch_settings
-from skipstep.pipelines.ui.studio import REFERENCE, Pair, Studio
+from skipstep.pipelines.ui.studio import Pair, Studio
 
 MakeRow = Callable[..., Row]
 

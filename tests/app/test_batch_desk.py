@@ -10,7 +10,8 @@ import pytest
 
 from skipstep.pipelines.ui.batch_desk import BatchDesk, Status
 from skipstep.pipelines.ui.limits import Limits
-from skipstep.pipelines.ui.studio import REFERENCE, Studio
+from skipstep.pipelines.ui.offered import REFERENCE
+from skipstep.pipelines.ui.studio import Studio
 from skipstep.plugins.errors import PluginError
 
 SETTINGS: dict[str, Any] = {"model": REFERENCE, "recipe": "", "steps": 2, "seed": 0}

@@ -1,60 +1,77 @@
-"""The page in Chromium: generate in both looks, and stop.
+"""The page in Chromium: every tab does its work, in both looks, and nobody else's run suffers.
 
     pytest tests/app -m browser        needs /usr/bin/chromium (or CHROMIUM) and playwright
 
-SCREENSHOTS=docs/app keeps the pictures that docs/app.md shows.
+SCREENSHOTS=docs/app keeps the pictures that docs/app.md shows; runs are longer then.
 """
 
+import functools
+import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+
+from skipstep.app import build_app, looks
+from skipstep.pipelines.batch.stopping import Stop
+from skipstep.pipelines.ui.album import Album
+from skipstep.pipelines.ui.batch_desk import BatchDesk
+from skipstep.pipelines.ui.figures import decibels
+from skipstep.pipelines.ui.limits import Limits
+from skipstep.pipelines.ui.offered import REFERENCE, load_by_name
+from skipstep.pipelines.ui.server import import_gradio, launch_settings
+from skipstep.pipelines.ui.studio import Pair, Studio
+from skipstep.testing import tiny_pipeline
 
 pytestmark = pytest.mark.browser
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
 FLAGS = [
     "--no-sandbox",
-    "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # WebGL on the processor, for the viewer of splats.
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
 ]
-PATIENCE = 180_000
+PATIENCE = int(os.environ.get("PATIENCE", "180000"))
 """Milliseconds: a shared machine can be slow, and nothing here is about time."""
+EVERY_OTHER = "fora:interval=2,warmup_steps=1"
 
 Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve the page in a process of its own, as its users do."""
+def served(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Studio:
+    """Return what the page works with: the reference model, and a tiny one that makes clips."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-wan"
+    tiny_pipeline("wan").pipe.save_pretrained(folder)
+    return Studio(
+        (REFERENCE, str(folder)),
+        load=lambda name: reference if name == REFERENCE else load_by_name(name),
+    )
+
+
+@pytest.fixture(scope="module")
+def url(served: Studio, reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve the page; batches run in a thread here, not in a process of their own."""
     folder = tmp_path_factory.mktemp("served")
-    log = (folder / "log").open("w+")
-    port = "7899"
-    command = [sys.executable, "-m", "skipstep.app", "--port", port, "--folder", str(folder)]
-    server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    address = f"http://127.0.0.1:{port}/"
-    try:
-        for _ in range(600):
-            assert server.poll() is None, (folder / "log").read_text()
-            try:
-                httpx.get(address)
-                break
-            except httpx.TransportError:
-                time.sleep(0.5)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        desk = functools.partial(BatchDesk, load=lambda: reference, workers=0)
+        patch.setattr("skipstep.pipelines.ui.batch_desk.BatchDesk", desk)
+        page = build_app(served, folder)
+    settings = launch_settings(Limits()) | looks(import_gradio(folder))
+    _, address, _ = page.launch(**settings, quiet=True, prevent_thread_lock=True)
+    yield address
+    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +87,21 @@ def browser() -> Iterator[Any]:
         made.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_page(browser: Any, url: str) -> Iterator[Open]:
-    """Open the page; nothing may have failed then, nor been asked of another host."""
+    """Open the page; nothing may have failed at the end, nor been asked of another host."""
     asked: list[str] = []
-    complaints: list[str] = []
     pages: list[Any] = []
 
-    def hear(message: Any) -> None:
-        if message.type == "error":
-            complaints.append(message.text)
-
-    def make(**how: Any) -> Any:
-        page = browser.new_page(viewport={"width": 1360, "height": 1000}, **how)
+    def make(look: str) -> Any:
+        page = browser.new_page(viewport={"width": 1360, "height": 1000}, color_scheme=look)
+        page.look, page.complaints = look, []
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", hear)
+        page.on(
+            "console",
+            lambda message: page.complaints.append(message.text) if message.type == "error" else 0,
+        )
         page.goto(url)
         page.wait_for_selector("#generate")
         page.wait_for_selector("text=Options of cache")
@@ -93,75 +109,300 @@ def open_page(browser: Any, url: str) -> Iterator[Open]:
         return page
 
     yield make
-    for page in pages:
-        page.close()
     assert not [each for each in asked if not each.startswith((url, "data:", "blob:"))]
-    assert not complaints
+    assert not [words for page in pages for words in page.complaints]
 
 
-def keep(page: Any, name: str) -> None:
+@pytest.fixture(scope="module", params=["light", "dark"] if SCREENSHOTS else ["light"])
+def page(open_page: Open, request: pytest.FixtureRequest) -> Any:
+    """One page for all tests: what a visitor does in one visit."""
+    return open_page(request.param)
+
+
+def keep(page: Any, name: str, look: str) -> None:
     """Keep a screenshot if they are wanted."""
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    if SCREENSHOTS:
+        Path(SCREENSHOTS).mkdir(parents=True, exist_ok=True)
         page.wait_for_timeout(1200)
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}-{look}.png", full_page=True)
 
 
-def choose_preset(page: Any, name: str) -> None:
-    """Choose a preset by its first word."""
-    page.locator("#preset input").click()
-    page.get_by_role("option", name=name).click()
+def go_to(page: Any, tab: str) -> None:
+    page.get_by_role("tab", name=tab, exact=True).click()
 
 
-def set_number(page: Any, label: str, value: str) -> None:
-    """Open the settings of the picture and write a number."""
-    if not page.get_by_label(label).first.is_visible():
+def choose(page: Any, name: str, option: str) -> None:
+    """Choose from a list by the first words."""
+    page.locator(f"#{name} input").click()
+    page.get_by_role("option", name=option).first.click()
+
+
+def write(page: Any, label: str, value: object) -> None:
+    """Write into the field of that label on the tab that is open, and leave it."""
+    field = page.get_by_label(label).locator("visible=true").first
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def set_picture(page: Any, **values: object) -> None:
+    """Open the settings of the picture and fill them in."""
+    if not page.get_by_label("Seed").first.is_visible():
         page.get_by_text("Picture", exact=True).first.click()
-    page.get_by_label(label).first.fill(value)
-    page.get_by_label(label).first.press("Tab")
+    for name, value in values.items():
+        write(page, "number input for Steps" if name == "steps" else name.capitalize(), value)
 
 
-def generate(page: Any) -> None:
-    """Press the button and wait for the pair."""
-    page.locator("#generate").click()
-    page.wait_for_selector("#pair img", state="visible")
+def figures(page: Any, place: str = "figures") -> dict[str, str]:
+    """Return the figures under the pictures."""
+    names = page.locator(f"#{place} dt").all_inner_texts()
+    return dict(zip(names, page.locator(f"#{place} dd").all_inner_texts(), strict=True))
 
 
-@pytest.mark.parametrize("look", ["light", "dark"])
-def test_generate_shows_a_pair_and_says_what_was_skipped(open_page: Open, look: str) -> None:
-    page = open_page(color_scheme=look)
-    keep(page, f"first-{look}")
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait without a browser."""
+    for _ in range(PATIENCE // 50):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
+
+
+def test_generate_shows_a_pair_and_says_what_was_skipped(page: Any) -> None:
     page.locator("#generate").click()
     page.wait_for_selector("#live img")
     page.wait_for_selector("text=Accelerated picture: step")
-    keep(page, f"live-{look}")
+    keep(page, "live", page.look)
     page.wait_for_selector("#pair img", state="visible")
     assert page.locator("#timeline .steps i").count() == 20
     label = page.locator("#timeline .steps").get_attribute("aria-label")
     assert label == "20 steps: 10 computed, 10 skipped"
     assert "Skipped 20 of 40" in page.locator("#verdict").inner_text()
-    assert page.locator("#figures dt").all_inner_texts() == [
-        "speed-up",
-        "time",
-        "computed",
-        "memory",
-        "PSNR",
-        "SSIM",
-        "LPe",
-    ]
+    names = ["speed-up", "time", "computed", "memory", "PSNR", "SSIM", "LPe"]
+    assert list(figures(page)) == names
+    keep(page, "create", page.look)
+
+
+def test_the_page_follows_the_look_of_the_system(open_page: Open) -> None:
+    page = open_page("dark")
     back = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert back == {"light": "rgb(247, 246, 243)", "dark": "rgb(19, 20, 24)"}[look]
-    keep(page, f"create-{look}")
+    assert back == "rgb(19, 20, 24)"
+    page.close()
 
 
-def test_stop_ends_the_run(open_page: Open) -> None:
-    page = open_page()
-    choose_preset(page, "balanced")
-    set_number(page, "Seed", "11")
+def test_stop_ends_the_run(page: Any, served: Studio) -> None:
+    choose(page, "preset", "balanced")
+    set_picture(page, seed=11, size=64, steps=100)
+    before = served.running
     page.locator("#generate").click()
     page.wait_for_selector("text=Plain picture: step")
     page.locator("#stop").click()
     page.wait_for_selector("text=Stopped. Nothing is running")
-    assert page.locator("#generate").is_enabled()
-    generate(page)
+    wait_for(lambda: not served.lock.locked())
+    assert served.running - before < 100
+    assert page.locator("#generate").is_enabled() and page.locator("#stop").is_disabled()
+
+
+def test_a_tab_that_is_closed_stops_its_run_and_the_next_picture_is_right(
+    open_page: Open, page: Any, served: Studio, make_row: Callable[..., Any]
+) -> None:
+    other = open_page("light")
+    for each, steps in ((other, 100), (page, 6)):
+        write(each, "Recipe", EVERY_OTHER)
+        set_picture(each, seed=5, size=64, steps=steps)
+    before = served.running
+    other.locator("#generate").click()
+    other.wait_for_selector("text=Plain picture: step")
+    other.close()
+    page.locator("#generate").click()
+    page.wait_for_selector("#pair img", state="visible")
+    assert served.running - before < 100
+    prompt = page.locator("#prompt textarea").input_value()
+    row = make_row(prompt=prompt, seed=5, steps=6, plugins=EVERY_OTHER)
+    alone = Studio(load=lambda name: served.pipe)
+    expected = alone.make_pair(row, REFERENCE, lambda event: None, Stop())
+    assert figures(page)["PSNR"] == decibels(expected.psnr)
+    assert figures(page)["LPe"] == f"{expected.feature_distance:.3f}"
+
+
+def test_a_png_puts_its_settings_back(
+    page: Any, reference: Any, make_pair: Callable[..., Pair], tmp_path: Path
+) -> None:
+    pair = make_pair(prompt="a sun", seed=77, plugins=EVERY_OTHER, guidance=2.5)
+    _, file = Album(tmp_path).put(pair, reference)
+    page.locator("#reload input[type=file]").set_input_files(file)
+    page.wait_for_function("document.querySelector('#prompt textarea').value == 'a sun'")
+    assert page.locator("#recipe textarea").input_value() == EVERY_OTHER
+    assert page.locator("#seed input").input_value() == "77"
+    assert page.get_by_label("Guidance").first.input_value() == "2.5"
+    page.wait_for_selector("text=Options of fora")
+
+
+def test_the_page_works_with_the_keyboard_alone(page: Any) -> None:
+    set_picture(page, steps=100)
+    page.get_by_role("tab", name="Create").focus()
+    for place in ("video", "compare", "sweep", "autotune", "3d", "batch", "plugins"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.getAttribute('aria-controls')").endswith(place)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('#prompt') !== null")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("a sun and a moon")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "generate"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Plain picture: step")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "stop"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Stopped. Nothing is running")
+
+
+def test_a_mistake_leaves_every_field_in_reach(page: Any) -> None:
+    page.locator("#recipe textarea").fill("easycash")
+    page.locator("#generate").click()
+    page.get_by_text("did you mean 'easycache'").first.wait_for()
+    assert page.locator("#recipe textarea").is_visible() and page.locator("#generate").is_enabled()
+    page.locator("#recipe textarea").fill("easycache")
+    set_picture(page, size=63, steps=4)
+    page.locator("#generate").click()
+    page.get_by_text("It failed, and the message says why").wait_for()
+    assert page.locator("#generate").is_enabled() and page.locator("#recipe textarea").is_visible()
+    # gradio answers what is wrong with status 500, which the browser tells its console.
+    assert all("status of 500" in words for words in page.complaints)
+    page.complaints.clear()
+
+
+def test_a_forged_file_is_refused_in_our_words(page: Any) -> None:
+    answer = page.evaluate(
+        """async () => {
+          const call = "gradio_api/call/read_picture";
+          const body = JSON.stringify({ data: [{ path: "/etc/passwd" }] });
+          const headers = { "content-type": "application/json" };
+          const begun = await (await fetch(call, { method: "POST", headers, body })).json();
+          return await (await fetch(`${call}/${begun.event_id}`)).text();
+        }"""
+    )
+    assert "event: error" in answer and "this is no uploaded file: upload it first" in answer
+
+
+def test_compare(page: Any) -> None:
+    go_to(page, "Compare")
+    if not SCREENSHOTS:
+        page.locator("#compare-prompts textarea").fill("strawberry, 3d style")
+        page.locator("#compare-recipes textarea").fill(EVERY_OTHER)
+        write(page, "number input for Steps", 4)
+    page.locator("#compare").click()
+    inside = page.frame_locator("#comparison iframe")
+    inside.get_by_text("All numbers").wait_for()
+    frame = page.locator("#comparison iframe")
+    assert frame.get_attribute("sandbox") == "allow-scripts"
+    page.wait_for_function("document.querySelector('#comparison iframe').style.height != ''")
+    assert page.locator("#compare-stop").is_disabled()
+    page.set_viewport_size({"width": 1360, "height": 2600})
+    keep(page, "compare", page.look)
+    page.set_viewport_size({"width": 1360, "height": 1000})
+
+
+def test_sweep(page: Any) -> None:
+    go_to(page, "Sweep")
+    if not SCREENSHOTS:
+        choose(page, "sweep-plugin", "fora")
+        choose(page, "sweep-option", "interval")
+        write(page, "Values", "1, 2")
+        write(page, "number input for Steps", 4)
+    page.locator("#sweep").click()
+    page.wait_for_function("document.querySelector('#sweep-status').innerText.trim() != ''")
+    page.wait_for_function("document.querySelector('#sweep-status').innerText.trim() == ''")
+    count = page.locator("#sweep-sheet figure").count()
+    assert count >= 6 and page.locator("#sweep-chart circle").count() == count
+    keep(page, "sweep", page.look)
+
+
+def test_autotune_and_use_what_was_found(page: Any) -> None:
+    go_to(page, "Autotune")
+    if not SCREENSHOTS:
+        write(page, "number input for Steps", 6)
+        write(page, "number input for Trials", 1)
+        write(page, "Prompts to tune on", "a sun\na pizza")
+    page.locator("#tune").click()
+    page.wait_for_selector("#tune-summary table")
+    assert page.locator("#tune-chart circle").count() >= 1
+    keep(page, "autotune", page.look)
+    recipe = page.get_by_label("Recipe").locator("visible=true").first.input_value()
+    page.locator("#tune-use").click()
+    go_to(page, "Create")
+    page.wait_for_function(
+        "recipe => document.querySelector('#recipe textarea').value == recipe", arg=recipe
+    )
+
+
+def test_photographs_become_splats_in_a_viewer(page: Any) -> None:
+    go_to(page, "3D")
+    page.locator("#splat-example").click()
+    page.wait_for_function("document.querySelectorAll('#photos img').length == 4")
+    if not SCREENSHOTS:
+        write(page, "number input for Steps of refinement", 10)
+    page.locator("#splat").click()
+    viewer = page.frame_locator("#scene iframe")
+    viewer.locator("body[data-splats] canvas").wait_for()
+    count = figures(page, "splat-figures")["Gaussians"]
+    assert int(viewer.locator("body").get_attribute("data-splats")) == int(count.replace(",", ""))
+    assert page.locator("#scene img").get_attribute("alt").startswith(count)
+    names = page.locator("#splat-files .filename").all_inner_texts()
+    assert [name.split(".")[-1].strip() for name in names] == [
+        "ply",
+        "splat",
+        "spz",
+        "html",
+        "webp",
+    ]
+    if SCREENSHOTS:
+        page.wait_for_timeout(8000)
+    keep(page, "splats", page.look)
+
+
+def test_clips_are_shown_side_by_side(page: Any) -> None:
+    go_to(page, "Video")
+    page.wait_for_selector("text=Options of abcache")
+    page.get_by_text("Clip", exact=True).click()
+    write(page, "number input for Steps", 8)
+    write(page, "Frames", 5)
+    write(page, "Size", 32)
+    page.locator("#video-generate").click()
+    page.wait_for_selector("#video-verdict .verdict")
+    clips = page.locator("#video-live img")
+    assert [clips.nth(i).get_attribute("alt") for i in (0, 1)] == ["plain clip", "accelerated clip"]
+    assert page.locator("#video-timeline .steps i").count() == 8
+    assert page.locator("#video-files .filename").count() == 2
+
+
+def test_a_batch_runs_to_its_end(page: Any, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    things = ("hamburger", "ghost", "strawberry") if SCREENSHOTS else ("ghost",)
+    prompts = [{"prompt": f"{thing}, flat style"} for thing in things]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*prompts, {"promt": "typo"}]))
+    go_to(page, "Create")
+    page.locator("#recipe textarea").fill("abcache:interval=2")
+    page.locator("#recipe textarea").press("Tab")
+    go_to(page, "Batch")
+    page.locator("#batch-file input[type=file]").set_input_files(file)
+    page.wait_for_selector("#batch-file .filename")
+    if not SCREENSHOTS:
+        write(page, "number input for Steps", 2)
+    page.locator("#batch").click()
+    done, total = len(prompts), len(prompts) + 1
+    page.wait_for_selector(f"text={done} of {total} pictures are made")
+    page.wait_for_function(
+        "n => document.querySelectorAll('#batch-pictures img').length == n", arg=done
+    )
+    assert page.locator("#batch").is_enabled() and page.locator("#batch-stop").is_disabled()
+    keep(page, "batch", page.look)
+
+
+def test_plugins_are_listed_with_their_options(page: Any) -> None:
+    go_to(page, "Plugins")
+    assert page.locator("#plugin-table tbody tr").count() > 40
+    choose(page, "plugin-choice", "taylorseer")
+    page.wait_for_selector("#plugin-options >> text=interval")
+    keep(page, "plugins", page.look)

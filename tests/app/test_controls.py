@@ -23,7 +23,9 @@ def test_each_sort_of_option_has_its_control() -> None:
     found = {control.name: control for control in controls_of("easycache")}
     assert found["delta"].sort == "box" and found["delta"].value is True
     assert found["threshold"].sort == "number" and found["threshold"].maximum == 10
-    assert found["max_skips"].takes_none and "empty is none" in found["max_skips"].about
+    skips = found["max_skips"]
+    assert (skips.sort, skips.value) == ("text", "") and "empty is none" in skips.about
+    assert skips.read("") is None and skips.read("3") == 3
     interval = next(each for each in controls_of("abcache") if each.name == "interval")
     assert (interval.sort, interval.value, interval.step) == ("slider", 3, 1)
     gate = next(each for each in controls_of("cache") if each.name == "gate")
@@ -36,7 +38,7 @@ def test_changed_controls_spell_a_recipe_that_reads_back() -> None:
     values: list[Any] = [control.value for control in controls_of("easycache")]
     names = [control.name for control in controls_of("easycache")]
     values[names.index("threshold")] = 0.2
-    values[names.index("max_skips")] = 3.0  # a number field gives floats
+    values[names.index("max_skips")] = "3"
     listed = [with_values("easycache", values), {"name": "textkv", "options": {}}]
     words = recipe_words(listed)
     assert words == "easycache:max_skips=3,threshold=0.2 + textkv"

@@ -13,7 +13,9 @@ from skipstep.pipelines.ui.limits import (
     Limits,
     check_upload,
     read_arms_text,
+    read_frames,
     read_name,
+    read_optional,
     read_prompts,
     read_recipe,
     read_settings,
@@ -118,6 +120,18 @@ def test_the_schedule_itself_is_taken() -> None:
 def test_a_scheduler_cannot_be_told_to_make_endless_tables() -> None:
     with pytest.raises(PluginError, match="the number 1000000000000 is not allowed"):
         read_recipe("scheduler:config={num_train_timesteps: 1000000000000}")
+
+
+def test_frames_and_empty_numbers() -> None:
+    row = read_settings({"prompt": "a", "size": "1280x720"}, Limits())
+    assert read_frames(17, row, Limits()) == 17
+    with pytest.raises(PluginError, match="17 frames of 1280x720 are not allowed"):
+        read_frames(17, row, Limits(clip_pixels=10**6))
+    with pytest.raises(PluginError, match="frames=1 is not allowed here: 2 to 129"):
+        read_frames(1, row, Limits())
+    assert read_optional("guidance", " ") is None and read_optional("guidance", "2.5") == 2.5
+    with pytest.raises(PluginError, match="guidance is 'much': it must be a number, or empty"):
+        read_optional("guidance", "much")
 
 
 def test_lists_have_an_end() -> None:

@@ -10,8 +10,9 @@ from skipstep.pipelines.ui.autotune_tab import recipe_of, run_autotune
 from skipstep.pipelines.ui.compare_tab import framed, run_compare, save_comparison
 from skipstep.pipelines.ui.limits import Limits, read_recipe
 from skipstep.pipelines.ui.long_runs import Part, Result, Step, progress_line
+from skipstep.pipelines.ui.offered import REFERENCE
 from skipstep.pipelines.ui.scatter import Point, scatter
-from skipstep.pipelines.ui.studio import REFERENCE, Studio
+from skipstep.pipelines.ui.studio import Studio
 from skipstep.pipelines.ui.sweep_tab import chart, sheet
 from skipstep.pipelines.ui.sweeps import read_values, run_sweep
 from skipstep.plugins.errors import PluginError
@@ -60,7 +61,7 @@ def test_a_comparison_ends_in_a_page_and_files(studio: Studio, tmp_path: Path) -
 
 
 def test_old_reports_go(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skipstep.pipelines.ui.compare_tab.MOST_REPORTS", 2)
+    monkeypatch.setattr("skipstep.pipelines.ui.reports.MOST_REPORTS", 2)
     outcome = result_of(run_compare(studio, Limits(), **COMPARE))
     for _ in range(4):
         paths = save_comparison(outcome, tmp_path)

@@ -12,9 +12,14 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from skipstep.pipelines.pictures import read_metadata
+from skipstep.pipelines.splat.gaussians import Gaussians
+from skipstep.pipelines.ui.sculpting import draw_example
+from skipstep.pipelines.ui.server import queue_settings
 
 ENDPOINTS = {
     "/generate",
+    "/clip",
+    "/splats",
     "/compare",
     "/sweep",
     "/autotune",
@@ -34,7 +39,7 @@ EVERY_OTHER = "fora:interval=2,warmup_steps=1"
 def test_it_has_its_tabs_and_sends_no_statistics(page: Any) -> None:
     assert page.analytics_enabled is False
     tabs = [each.label for each in page.blocks.values() if type(each).__name__ == "Tab"]
-    assert tabs == ["Create", "Compare", "Sweep", "Autotune", "Batch", "Plugins"]
+    assert tabs == ["Create", "Compare", "Sweep", "Autotune", "3D", "Batch", "Plugins"]
 
 
 def test_every_field_has_a_label(page: Any) -> None:
@@ -50,9 +55,9 @@ def test_only_the_named_endpoints_are_public(client: Client) -> None:
 
 
 def test_events_that_run_the_model_wait_in_one_line(page: Any) -> None:
-    names = {"run", "generate", "compare", "sweep", "autotune"}
+    names = {"run", "generate", "clip", "splats", "compare", "sweep", "autotune"}
     long = [each for each in page.fns.values() if each.fn and each.fn.__name__ in names]
-    assert len(long) == 8
+    assert len(long) == 11
     assert {each.concurrency_id for each in long} == {"model"}
     assert {each.concurrency_limit for each in long} == {1}
 
@@ -98,6 +103,47 @@ def test_mistakes_are_answered_in_words(
 ) -> None:
     with pytest.raises(AppError, match=re.escape(words)):
         client.predict(*given, api_name="/generate")
+
+
+def test_photographs_become_files_and_other_files_are_refused(
+    client: Client, ask: Callable[..., str], tmp_path: Path
+) -> None:
+    photos = [handle_file(path) for path in draw_example(0, tmp_path)]
+    found = client.predict(photos, "white", 3, api_name="/splats")
+    assert found["gaussians"] > 100 and set(found["seconds"]) == {"reconstruct", "refine"}
+    endings = [Path(path).suffix for path in found["files"]]
+    assert endings == [".ply", ".splat", ".spz", ".html", ".webp"]
+    assert len(Gaussians.load(found["files"][0])) == found["gaussians"]
+    forged = ask("splats", [{"path": "/etc/passwd"}, {"path": "/etc/hostname"}])
+    assert "event: error" in forged and "this is no uploaded file" in forged
+
+
+def test_the_pages_example_of_a_client_runs(url: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("http://127.0.0.1:7860", url), names)
+    assert names["found"]["state"] == "done" and names["settings"]["seed"] == 7
+
+
+def test_every_case_on_the_page_names_a_test() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    files = Path(__file__).parent.glob("test_*.py")
+    known = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert len(named) > 20 and named <= known
+
+
+def test_a_full_line_says_so(
+    url: str, page: Any, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert queue_settings()["max_size"] == page._queue.max_size == 32
+    monkeypatch.setattr(page._queue, "max_size", 0)
+    answer = ask("generate", "a sun", "", 0, 2, "64")
+    assert answer.startswith("503") and "full" in answer
+    assert "reference" in ask("models")
 
 
 def test_the_lists(client: Client) -> None:

@@ -1,17 +1,23 @@
 """The two pictures of a pair: from the same noise, one after the other, stoppable."""
 
+import json
 import math
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop, Stopped
+from skipstep.pipelines.pictures import read_metadata
+from skipstep.pipelines.ui.album import Album
 from skipstep.pipelines.ui.figures import describe_pair, figures_of, verdict_of
-from skipstep.pipelines.ui.studio import REFERENCE, Pair, Progress, Shelf, Side, Studio
+from skipstep.pipelines.ui.offered import REFERENCE, default_models, makes_clips
+from skipstep.pipelines.ui.studio import Pair, Progress, Shelf, Side, Studio
 from skipstep.pipelines.ui.watching import Previews, call_arguments, grid_of, watched
 from skipstep.plugins.errors import PluginError
 from skipstep.testing import tiny_pipeline
@@ -160,6 +166,39 @@ def test_only_models_that_are_offered_are_loaded() -> None:
     Studio(("reference",), any_model=True).check_model("somebody/else")
 
 
+def test_a_clip_is_made_twice_and_kept_as_one_file(make_row: MakeRow, tmp_path: Path) -> None:
+    studio = Studio(("tiny",), load=lambda name: tiny_pipeline("wan").pipe)
+    row = make_row(size="32", plugins=EVERY_OTHER)
+    heard: list[Progress] = []
+    pair = studio.make_pair(row, "tiny", heard.append, Stop(), frames=5)
+    assert pair.plain.picture.shape == (1, 5, 3, 32, 32)
+    assert pair.timeline == [1.0, 0.0, 1.0, 0.0] and 0 < pair.psnr < math.inf
+    assert [each.preview.shape for each in heard if each.preview is not None]
+    paths = Album(tmp_path).put(pair, studio.pipe)
+    for path in paths:
+        with Image.open(path) as clip:
+            assert path.suffix == ".webp" and clip.n_frames == 5
+    assert json.loads(read_metadata(paths[1]))["num_frames"] == 5
+    with pytest.raises(PluginError, match="WanPipeline makes clips: the Video tab shows them"):
+        studio.make_pair(row, "tiny", heard.append, Stop())
+
+
+def test_a_model_of_pictures_makes_no_clips(studio: Studio, make_row: MakeRow) -> None:
+    with pytest.raises(PluginError, match="ReferencePipeline makes pictures: the Create tab"):
+        studio.make_pair(make_row(), REFERENCE, lambda event: None, Stop(), frames=5)
+
+
+def test_models_of_clips_are_known_before_they_are_loaded(tmp_path: Path) -> None:
+    names = {"wan": "WanPipeline", "flux": "FluxPipeline", "odd": "os", "none": 7}
+    for name, cls in names.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(json.dumps({"_class_name": cls}))
+    found = {name for name in names if makes_clips(str(tmp_path / name))}
+    assert found == {"wan"}
+    assert makes_clips("video") and not makes_clips("joint") and not makes_clips(REFERENCE)
+    assert not makes_clips("no/such-model") and REFERENCE in default_models()
+
+
 def test_a_new_model_lets_go_of_the_old_one(reference: Any, make_row: MakeRow) -> None:
     studio = Studio(("a", "b"), load=lambda name: reference)
     studio.make_pair(make_row(), "a", lambda event: None, Stop())
@@ -170,7 +209,7 @@ def test_a_new_model_lets_go_of_the_old_one(reference: Any, make_row: MakeRow) -
 
 def test_newer_and_older_callbacks_are_both_watched() -> None:
     tiny = tiny_pipeline("flux")
-    assert "callback_on_step_end" in call_arguments(tiny.pipe)
+    assert "callback_on_step_end" in call_arguments(type(tiny.pipe))
     seen: list[tuple[int, tuple[int, ...]]] = []
 
     def look(step: int, latents: torch.Tensor | None) -> None:

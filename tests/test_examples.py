@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from skipstep.pipelines.batch.job import Job, run_batch
+from skipstep.pipelines.batch.rebuilding import load_pipeline
 from skipstep.pipelines.pictures import read_metadata
 from skipstep.pipelines.reference import load_reference
 from skipstep.testing import tiny_pipeline
@@ -60,6 +62,12 @@ def test_the_file_of_prompts_becomes_pictures_and_again_nothing(
     assert "done 0" in capsys.readouterr().out
     draw(FOLDER / "prompts.jsonl", tmp_path, lambda: reference, steps=4, size="64")
     assert "done" not in capsys.readouterr().out
+
+
+def test_the_file_of_scenes_becomes_gaussians(tmp_path: Path) -> None:
+    job = Job(FOLDER / "scenes.jsonl", tmp_path, steps=1, task="reconstruct")
+    assert run_batch(job, load_pipeline).ok == 1
+    assert (tmp_path / "pictures/000000/toy.ply").stat().st_size > 10_000
 
 
 def test_a_clip_is_filmed_and_says_how_it_was_made(tmp_path: Path) -> None:

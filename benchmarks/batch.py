@@ -1,7 +1,8 @@
 """What batch generation costs beside the pipeline: cutting a large plan, and running small calls.
 
-    python benchmarks/batch.py plan --rows 1000000    seconds, and the memory of a fresh process
-    python benchmarks/batch.py overhead --rows 24     CPU seconds inside and outside the pipeline
+    python -m benchmarks.batch plan --rows 1000000    seconds, and the memory of a fresh process
+    python -m benchmarks.batch overhead --rows 32     CPU seconds inside and outside the pipeline
+    python -m benchmarks.batch sheet --output F --picture P     a comparison's pictures on one sheet
 
 The overhead is what one job spends outside its pipeline calls: planning, checks, PNGs, metadata,
 hashes, fsync, markers, manifests, report. It is measured on the reference model, in CPU seconds.
@@ -99,16 +100,47 @@ def measure_overhead(rows: int, steps: int, batch_size: int) -> None:
     print(f"beside them {extra / rows * 1000:.1f} CPU ms a picture, {extra / total:.2%} of the job")
 
 
+def draw_sheet(output: Path, picture: Path, side: int = 96) -> None:
+    """Put the pictures of `skipstep batch --task compare` on one sheet, a column a row."""
+    from PIL import Image, ImageDraw
+
+    rows = [json.loads(line) for line in (output / "index.jsonl").open()]
+    arms = list(json.loads((output / "report.json").read_text())["arms"])
+    text, gap = 16, 4
+    height = (len(arms) + 1) * (side + text) + text
+    sheet = Image.new("RGB", (len(rows) * (side + gap), height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, row in enumerate(rows):
+        left = column * (side + gap)
+        pen.text((left, 2), row["id"], fill="black")
+        for number, name in enumerate(["uncached", *arms]):
+            top = text + number * (side + text)
+            first = output / row["file"]
+            arm = f".arm{number}" if number else ""
+            with Image.open(first.with_suffix(f"{arm}.png")) as drawn:
+                sheet.paste(drawn.convert("RGB").resize((side, side)), (left, top))
+            psnr = row["figures"].get(f"arm{number}.psnr")
+            words = name if psnr is None else f"{psnr:.1f} dB"
+            if number == 0 or psnr is None:
+                words = name if column == 0 or number else ""
+            pen.text((left, top + side + 1), words, fill="black")
+    sheet.save(picture)
+
+
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["plan", "overhead"])
+    parser.add_argument("what", choices=["plan", "overhead", "sheet"])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--output", type=Path, default=Path("out/compare"))
+    parser.add_argument("--picture", type=Path, default=Path("docs/batch/compare.png"))
     arguments = parser.parse_args()
     if arguments.what == "plan":
         measure_plan(arguments.rows)
+    elif arguments.what == "sheet":
+        draw_sheet(arguments.output, arguments.picture)
     else:
         measure_overhead(arguments.rows, arguments.steps, arguments.batch_size)
 

@@ -103,7 +103,8 @@ def to_png(image: Image.Image, metadata: Mapping[str, Any] | None = None, **chun
     if metadata is not None:
         texts.add_itxt("skipstep", json.dumps(metadata, ensure_ascii=False, allow_nan=False))
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=texts)
+    # Half the time of the default, 6, for one per cent more bytes.
+    image.save(buffer, "PNG", pnginfo=texts, compress_level=4)
     return buffer.getvalue()
 
 

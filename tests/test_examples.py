@@ -1,6 +1,7 @@
 """The examples run: each is imported as a script would be and does what it says."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image
 
 from skipstep.pipelines.batch.job import Job, run_batch
+from skipstep.pipelines.batch.rebuilding import load_pipeline
+from skipstep.pipelines.pictures import read_metadata
 from skipstep.pipelines.reference import load_reference
 from skipstep.testing import tiny_pipeline
 
@@ -50,10 +53,33 @@ def test_image_to_image_starts_from_the_picture_and_reports(reference: Any) -> N
     assert found[0][1].steps == 3 and "fbcache" in str(found[0][1])
 
 
-def test_the_file_of_prompts_becomes_pictures(reference: Any, tmp_path: Path) -> None:
-    job = Job(FOLDER / "prompts.jsonl", tmp_path / "out", steps=2, size="64")
-    totals = run_batch(job, lambda: reference)
-    assert totals.ok == totals.rows > 0 and totals.rejected == 0
+def test_the_file_of_prompts_becomes_pictures_and_again_nothing(
+    reference: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = load("prompts_to_pictures").draw
+    totals = draw(FOLDER / "prompts.jsonl", tmp_path, lambda: reference, steps=4, size="64")
+    assert totals.ok == totals.rows == 8 and totals.rejected == 0 and totals.skipped > 0
+    assert "done 0" in capsys.readouterr().out
+    draw(FOLDER / "prompts.jsonl", tmp_path, lambda: reference, steps=4, size="64")
+    assert "done" not in capsys.readouterr().out
+
+
+def test_the_file_of_scenes_becomes_gaussians(tmp_path: Path) -> None:
+    job = Job(FOLDER / "scenes.jsonl", tmp_path, steps=1, task="reconstruct")
+    assert run_batch(job, load_pipeline).ok == 1
+    assert (tmp_path / "pictures/000000/toy.ply").stat().st_size > 10_000
+
+
+def test_a_clip_is_filmed_and_says_how_it_was_made(tmp_path: Path) -> None:
+    tiny = tiny_pipeline("wan")
+    tiny.pipe.set_progress_bar_config(disable=True)
+    call = {name: value for name, value in tiny.call.items() if name != "output_type"}
+    call |= {"num_inference_steps": 6}
+    report = load("video").film(tiny.pipe, "two birds", tmp_path / "clip.webp", **call)
+    assert report.steps == 6 and 0 < report.fraction < 1
+    with Image.open(tmp_path / "clip.webp") as clip:
+        assert clip.n_frames > 1  # type: ignore[attr-defined]  # animations have it
+    assert json.loads(read_metadata(tmp_path / "clip.webp"))["prompt"] == "two birds"
 
 
 def test_every_example_is_tested() -> None:

@@ -7,24 +7,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from skipstep.pipelines.batch.job import Job, run_batch
-from skipstep.pipelines.batch.ranks import Rank
+from skipstep.pipelines.batch.job import run_batch
 from skipstep.pipelines.batch.totals import Totals
-from skipstep.testing.painter import Painter
+from tests.pipelines.batch.jobs import ALONE, PROMPTS, job_of, run, temporary_files
 
-ALONE = Rank()
-
-
-def job_of(folder: Path, output: str, prompts: list[str], **settings: Any) -> Job:
-    source = folder / "prompts.jsonl"
-    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    return Job(source, folder / output, **{"batch_size": 5, "shard_rows": 25, **settings})
+SHARDS = {"batch_size": 5, "shard_rows": 25}
 
 
 def ids_of(output: Path) -> Counter[str]:
@@ -57,7 +50,7 @@ def torture(
         workers: of the run that is left alone at the end.
     """
     prompts = [f"thing {i}" for i in range(rows)]
-    whole = run_batch(job_of(folder, "whole", prompts), Painter, rank=ALONE)
+    whole = run(job_of(folder, *prompts, output="whole", **SHARDS))
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
     choose = random.Random(7)
@@ -67,31 +60,31 @@ def torture(
     ]  # fmt: skip
     for _ in range(run_kills):
         events = choose.randrange(2, 8)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
-            kill_workers(run, worker_kills, choose)
-            assert run.stdout is not None
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as begun:
+            kill_workers(begun, worker_kills, choose)
+            assert begun.stdout is not None
             for _ in range(events):
-                run.stdout.readline()
-            run.kill()
-    job = job_of(folder, "out", prompts)
+                begun.stdout.readline()
+            begun.kill()
+    job = job_of(folder, *prompts, **SHARDS)
     assert not (job.output / "report.json").exists()
-    run_batch(job, Painter, rank=ALONE, workers=workers, deaths=1000)
+    run(job, workers=workers, deaths=1000)
     report = json.loads((folder / "out/report.json").read_text())
     assert report["is_complete"] and report["ok"] == rows and report["digest"] == whole.digest
     ids = ids_of(folder / "out")
     assert len(ids) == rows and set(ids.values()) == {1}
-    assert not [path for path in (folder / "out").rglob("*") if path.name.startswith(".tmp-")]
-    again = run_batch(job, Painter, rank=ALONE, verify=True)
+    assert not temporary_files(folder / "out")
+    again = run(job, verify=True)
     assert again.digest == whole.digest
 
 
-def kill_workers(run: "subprocess.Popen[str]", count: int, choose: random.Random) -> None:
+def kill_workers(begun: "subprocess.Popen[str]", count: int, choose: random.Random) -> None:
     """Kill a worker of a run after a few of its events, several times."""
-    assert run.stdout is not None
+    assert begun.stdout is not None
     for _ in range(count):
         for _ in range(choose.randrange(3, 8)):
-            run.stdout.readline()
-        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+            begun.stdout.readline()
+        children = Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split()
         workers = [int(pid) for pid in children if is_worker(int(pid))]
         if workers:
             os.kill(choose.choice(workers), signal.SIGKILL)
@@ -119,8 +112,7 @@ def test_torture_600_rows_in_24_shards_with_12_kills(tmp_path: Path) -> None:
 
 
 def run_poisoned(folder: Path, prompts: list[str], timeout: float | None = None) -> Totals:
-    job = job_of(folder, "out", prompts, batch_size=2, shard_rows=4)
-    return run_batch(job, Painter, rank=ALONE, workers=1, timeout=timeout)
+    return run(job_of(folder, *prompts), workers=1, timeout=timeout)
 
 
 @pytest.mark.slow
@@ -139,7 +131,7 @@ def test_a_row_that_hangs_is_killed_after_the_timeout_and_quarantined(tmp_path: 
 @pytest.mark.slow
 def test_torchrun_s_processes_share_a_folder_and_each_row_is_made_once(tmp_path: Path) -> None:
     prompts = [f"thing {i}" for i in range(100)]
-    whole = run_batch(job_of(tmp_path, "whole", prompts), Painter, rank=ALONE)
+    whole = run(job_of(tmp_path, *prompts, output="whole", **SHARDS))
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     command = [
@@ -153,10 +145,41 @@ def test_torchrun_s_processes_share_a_folder_and_each_row_is_made_once(tmp_path:
     assert report["digest"] == whole.digest and report["ok"] == 100
 
 
+@pytest.mark.slow
+def test_accelerate_s_single_process_is_told_and_does_everything_once(tmp_path: Path) -> None:
+    job_of(tmp_path, *PROMPTS)
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu",
+        "-m", "skipstep.pipelines.cli", "batch", str(tmp_path / "prompts.jsonl"),
+        "-o", str(tmp_path / "out"), "--steps", "1", "--size", "64", "--batch-size", "10",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("note: accelerate launched a single process") == 1
+    assert len(ids_of(tmp_path / "out")) == 10
+
+
+@pytest.mark.slow
+def test_the_example_killed_and_run_again_is_complete(tmp_path: Path) -> None:
+    prompts = Path(__file__).parents[3] / "examples" / "prompts.jsonl"
+    command = [
+        sys.executable, "-m", "skipstep.pipelines.cli", "batch", str(prompts),
+        "-o", str(tmp_path), "--shard-rows", "1",
+    ]  # fmt: skip
+    with subprocess.Popen(command) as begun:
+        while len(list(tmp_path.glob("job/manifests/*.json"))) < 3:
+            assert begun.poll() is None
+            time.sleep(0.05)
+        begun.kill()
+    assert not (tmp_path / "report.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "8 of 8 pictures" in done.stdout, done.stderr[-2000:]
+    assert len(ids_of(tmp_path)) == 8 and not temporary_files(tmp_path)
+
+
 def test_a_worker_that_cannot_load_says_why(tmp_path: Path) -> None:
     from skipstep.pipelines.batch.command import Loader
     from skipstep.plugins.errors import PluginError
 
-    job = job_of(tmp_path, "out", ["a"])
     with pytest.raises(PluginError, match="dtype 'int8' is not known"):
-        run_batch(job, Loader(dtype="int8"), rank=ALONE, workers=1)
+        run_batch(job_of(tmp_path, "a"), Loader(dtype="int8"), rank=ALONE, workers=1)

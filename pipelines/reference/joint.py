@@ -25,7 +25,10 @@ __all__ = ["ReferenceJointPipeline", "joint_flow_loss", "new_joint", "new_joint_
 
 
 class ReferenceJointPipeline(FluxPipeline):  # type: ignore[misc]
-    """FluxPipeline with this model's size, steps, prompt length and guidance as defaults."""
+    """FluxPipeline with this model's size, steps, prompt length and guidance as defaults.
+
+    One negative prompt serves every prompt of a list; the stock class wants as many as prompts.
+    """
 
     def __call__(
         self,
@@ -38,6 +41,8 @@ class ReferenceJointPipeline(FluxPipeline):  # type: ignore[misc]
         **arguments: Any,
     ) -> Any:
         """Return pictures of `prompt`; every argument is FluxPipeline's."""
+        if isinstance(prompt, list) and isinstance(negative_prompt, str):
+            negative_prompt = [negative_prompt] * len(prompt)
         return super().__call__(
             prompt,
             negative_prompt=negative_prompt,

@@ -271,6 +271,24 @@ def test_a_saved_sibling_opens_as_the_stock_class_with_the_same_picture(
     np.testing.assert_allclose(pictures[0], pictures[1], atol=1e-5)
 
 
+def test_one_negative_prompt_serves_a_list_of_joint_prompts() -> None:
+    recipe = tiny("joint")
+    trainer = Trainer(recipe, Accelerator(cpu=True, mixed_precision="no"))
+    trainer.step(some_examples(), torch.Generator().manual_seed(0), 1.0)
+    pipeline = new_reference(recipe, trainer.averaged())
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = ["a fox", "an owl, on a red background"]
+
+    def draw(prompt: str | list[str], *seeds: int) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipeline(
+            prompt, num_inference_steps=1, generator=generators, output_type="np"
+        ).images
+
+    alone = [draw(prompt, seed)[0] for seed, prompt in enumerate(prompts)]
+    np.testing.assert_allclose(draw(prompts, 0, 1), np.stack(alone), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["none", "boolean", "added"])
 def test_plain_attention_is_the_fused_one_with_its_gradients(kind: str) -> None:
     torch.manual_seed(0)

@@ -146,7 +146,15 @@ class Opened:
         from skipstep import pipelines
 
         code = Path(pipelines.__file__).resolve().parents[1]
-        roots = [sys.prefix, sys.base_prefix, code, "/proc", "/sys", "/dev", "/usr/share"]
+        roots: list[str | Path] = [
+            sys.prefix,
+            sys.base_prefix,
+            code,
+            "/proc",
+            "/sys",
+            "/dev",
+            "/usr/share",
+        ]
         self.roots = tuple(str(Path(root).resolve()) for root in roots)
         sys.addaudithook(self.hear)
 

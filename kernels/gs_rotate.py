@@ -29,7 +29,8 @@ def quaternion_of(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batc
         *(c - g, b + d, 1 - a + e - i, f + h),
         *(d - b, c + g, f + h, 1 - a - e + i),
     ]
-    rows = torch.stack(entries, -1).unflatten(-1, (4, 4))
+    entry = torch.stack(entries, -1)
+    rows = entry.reshape(*entry.shape[:-1], 4, 4)
     best = rows.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
     chosen = rows.gather(-2, best.expand(*best.shape[:-1], 4))[..., 0, :]
     return torch.nn.functional.normalize(chosen, dim=-1)
@@ -64,4 +65,5 @@ def rotate_harmonics(
     d = torch.nn.functional.normalize(d, dim=-1)
     turned = harmonics_basis(d @ rotation.detach().cpu().double(), count)
     mix = torch.linalg.pinv(harmonics_basis(d, count)) @ turned
-    return mix.to(sh) @ sh
+    turned_sh: Tensor = mix.to(sh) @ sh
+    return turned_sh

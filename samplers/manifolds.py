@@ -55,7 +55,7 @@ class Sphere(Manifold):
         """Walk along the great circle."""
         length = u.norm(dim=-1, keepdim=True)
         moved = length.cos() * x + torch.sinc(length / math.pi) * u
-        return moved / moved.norm(dim=-1, keepdim=True)
+        return torch.nn.functional.normalize(moved, dim=-1)
 
     def log(self, x: Float[Tensor, "b d"], y: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Return the shorter way; opposite points have none that is shortest."""
@@ -71,7 +71,7 @@ class Sphere(Manifold):
     def noise(self, like: Float[Tensor, "b d"], generator: torch.Generator) -> Float[Tensor, "b d"]:
         """Return directions of normal vectors."""
         z = torch.randn(like.shape, generator=generator, dtype=like.dtype)
-        return z / z.norm(dim=-1, keepdim=True)
+        return torch.nn.functional.normalize(z, dim=-1)
 
 
 class Torus(Manifold):
@@ -129,7 +129,7 @@ class Rotations(Manifold):
     ) -> Float[Tensor, "b 3 3"]:
         """Return Haar's uniform rotations, from uniform quaternions."""
         q = torch.randn(len(like), 4, generator=generator, dtype=like.dtype)
-        w, v = (q / q.norm(dim=-1, keepdim=True)).split([1, 3], dim=-1)
+        w, v = torch.split(torch.nn.functional.normalize(q, dim=-1), [1, 3], dim=-1)
         turn = hat(v)
         eye = torch.eye(3, dtype=like.dtype)
         return eye + 2 * w[:, :, None] * turn + 2 * turn @ turn

@@ -83,11 +83,18 @@ def shell(machine: Machine, n: int, channels: int) -> list[Tensor]:
 def ours(cameras: Cameras, backend: str | None, scene: list[Tensor]) -> Tensor:
     """Render with our kernels."""
     means, quats, scales, opacities, features = scene
-    size = {"width": cameras.width, "height": cameras.height}
-    projected = project_gaussians(means, quats, scales, cameras.w2c, cameras.K, **size)
+    width, height = cameras.width, cameras.height
+    projected = project_gaussians(
+        means, quats, scales, cameras.w2c, cameras.K, width=width, height=height
+    )
     v = len(cameras)
     image, _ = rasterize_gaussians(
-        *projected, opacities.expand(v, -1), features.expand(v, -1, -1), backend=backend, **size
+        *projected,
+        opacities.expand(v, -1),
+        features.expand(v, -1, -1),
+        width=width,
+        height=height,
+        backend=backend,
     )
     return image
 

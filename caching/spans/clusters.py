@@ -108,7 +108,7 @@ class Clusters(SomeTokens):
         y: Float[Tensor, "n s d"],
     ) -> None:
         """Note the output, over that of the feed-forward before: the deepest one's stays."""
-        shaped = y.detach().unflatten(0, (len(pass_.rows), -1))
+        shaped = y.detach().reshape(len(pass_.rows), -1, *y.shape[1:])
         pass_.memory.note(("deepest", y.shape[1]), shaped, pass_.rows)
 
     def refresh(
@@ -128,7 +128,7 @@ class Clusters(SomeTokens):
         pass_.spare(place, 1 - done)
         computed = call_next(x[entries, chosen])
         error = computed - forecast[entries, chosen]
-        y = forecast + self.propagation * error[entries, clusters]
+        y: Tensor = forecast + self.propagation * error[entries, clusters]
         y[entries, chosen] = computed
         return y
 

@@ -84,12 +84,13 @@ def best_of_patches(score: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
     grid = score.reshape(-1, 1, side, side)
     largest = torch.nn.functional.max_pool2d(grid, 2, ceil_mode=True)
     spread = largest.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :side, :side]
-    return (grid == spread).to(score.dtype).reshape(score.shape)
+    best: Tensor = (grid == spread).to(score.dtype).reshape(score.shape)
+    return best
 
 
 def unit(score: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
     """Scale each entry's scores to length 1."""
-    return score / score.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.nn.functional.normalize(score, dim=1)
 
 
 @dataclass(frozen=True)
@@ -252,9 +253,8 @@ def _heads(module: nn.Module, asked: Tensor, keys: Tensor) -> tuple[Tensor, Tens
     q, k = to_q(asked), to_k(keys)
     if q.shape[-1] != k.shape[-1] or q.shape[-1] % heads:
         return None
-    return q.unflatten(-1, (heads, -1)).transpose(1, 2), k.unflatten(-1, (heads, -1)).transpose(
-        1, 2
-    )
+    q, k = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k))
+    return q, k
 
 
 def _share_of_work(tokens: int, keys: int, asked: int, channels: int) -> float:

@@ -21,7 +21,7 @@ all of the warm-up, not its last three steps, a difference below 0.1 %.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import pydantic
 import torch
@@ -143,7 +143,8 @@ class Layers(Span):
         """Return for every module which rows of this pass compute it, found once a pass."""
         if "due" not in pass_.trace:
             memory, rows = pass_.memory, pass_.rows
-            keys = [key for name, *key in memory.notes if name == "delta"]
+            notes = cast("list[tuple[Any, ...]]", list(memory.notes))
+            keys = [key for name, *key in notes if name == "delta"]
             table = [
                 ~(
                     memory.noted(("delta", *key), rows)

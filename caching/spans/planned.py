@@ -26,7 +26,6 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 from torch import nn
 
-from skipstep.files.artefact import load_artefact, save_artefact
 from skipstep.caching.base import Gate, Span
 from skipstep.caching.gates.schedule import nearest_step
 from skipstep.caching.passes import Pass, Target
@@ -39,6 +38,7 @@ from skipstep.caching.spans.modules import (
     no_modules,
     replay,
 )
+from skipstep.files.artefact import load_artefact, save_artefact
 
 __all__ = ["ModulePlan", "PlannedModules", "read_plan", "whole_plan"]
 

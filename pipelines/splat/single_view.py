@@ -28,7 +28,7 @@ __all__ = ["SingleViewGaussianModel"]
 
 F = torch.nn.functional
 # Of one Gaussian: colour, ln scale, quaternion, opacity, offset.
-PARTS = (3, 3, 4, 1, 3)
+PARTS = [3, 3, 4, 1, 3]
 REACH = 0.25
 # Untrained: 0.6 from front to back, and so long along the ray that the layers touch.
 THICKNESS, LONG = -0.2, 1.3
@@ -105,4 +105,7 @@ class SingleViewGaussianModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  #
                     flat((bare + 0.5 * torch.tanh(rgb)).clamp(0, 1)),
                 )
             )
-        return PixelGaussians(*(torch.cat(values, 1) for values in zip(*made, strict=True)), z=z)
+        means, quats, scales, opacities, colours = (
+            torch.cat(values, 1) for values in zip(*made, strict=True)
+        )
+        return PixelGaussians(means, quats, scales, opacities, colours, z=z)

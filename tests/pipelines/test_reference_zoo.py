@@ -299,8 +299,9 @@ def test_plain_attention_is_the_fused_one_with_its_gradients(kind: str) -> None:
     gradients = []
     for enabled in (False, True):
         inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        a, b, c = inputs
         with plain_attention(enabled):
-            out = F.scaled_dot_product_attention(*inputs, attn_mask=masks[kind], scale=0.3)
+            out = F.scaled_dot_product_attention(a, b, c, attn_mask=masks[kind], scale=0.3)
         gradients.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     for fused, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, fused)
@@ -327,7 +328,8 @@ def test_compiled_blocks_are_the_familys_and_keep_their_names(
         Accelerator(cpu=True, mixed_precision="no"),
     )
     model = trainer.model
-    assert compiled == [*model.transformer_blocks, *model.single_transformer_blocks]
+    stacks: Any = (model.transformer_blocks, model.single_transformer_blocks)
+    assert compiled == [*stacks[0], *stacks[1]]
     assert set(trainer.averaged()) == set(FAMILIES["flux"].new(recipe.denoiser).state_dict())
 
 

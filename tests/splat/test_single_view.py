@@ -106,7 +106,7 @@ def test_what_stands_before_the_borders_colour_is_cut_out() -> None:
 
 
 def test_text_becomes_gaussians_through_any_pipeline_that_draws() -> None:
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def draws(prompt: str, **options: Any) -> Any:
         asked.update(options, prompt=prompt)

@@ -33,7 +33,7 @@ def test_entropy_is_that_of_the_text_weights() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 3, 4)
     p = torch.softmax(q @ k.mT / 2, dim=-1)
-    expected = torch.distributions.Categorical(probs=p).entropy().mean(1)
+    expected = -(p * p.log()).sum(-1).mean(1)
     torch.testing.assert_close(entropy(q, k), expected)
 
 
@@ -41,7 +41,7 @@ def test_entropy_is_that_of_the_text_weights() -> None:
 def test_one_token_of_every_patch_is_the_best(tokens: int, patches: int) -> None:
     score = torch.randperm(tokens, generator=torch.Generator().manual_seed(0)).float()[None]
     best = best_of_patches(score)
-    assert best.sum() == patches and set(best.unique().tolist()) <= {0.0, 1.0}
+    assert best.sum() == patches and set(best.flatten().tolist()) <= {0.0, 1.0}
 
 
 def test_toca_equals_a_loop_over_tokens_by_hand() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from skipstep.caching.foresight import Foresight
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.product import Cache
+from skipstep.caching.spans.modules import Modules
 from skipstep.plugins.errors import Incompatible
 from skipstep.testing import run, tiny_pipeline
 from tests.test_oracles import computed_steps, enabled, exchanged
@@ -84,7 +85,7 @@ def test_without_tolerance_everything_is_computed_and_with_much_of_it_nothing() 
     with enabled(tiny, foresight(1000.0)):
         found = run(tiny, steps=STEPS)
     gate = IntervalGate(interval=4)
-    fora = Cache(gate=gate, span="modules", warmup_steps=3, final_steps=0, max_skips=None)
+    fora = Cache(gate=gate, span=Modules(), warmup_steps=3, final_steps=0, max_skips=None)
     with enabled(tiny, fora):
         assert torch.equal(run(tiny, steps=STEPS), found)
 

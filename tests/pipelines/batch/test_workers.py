@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from skipstep.pipelines.batch.job import run_batch
 from skipstep.pipelines.batch.totals import Totals
 from tests.pipelines.batch.jobs import ALONE, PROMPTS, job_of, run, temporary_files
 
-SHARDS = {"batch_size": 5, "shard_rows": 25}
+SHARDS: dict[str, Any] = {"batch_size": 5, "shard_rows": 25}
 
 
 def ids_of(output: Path) -> Counter[str]:
@@ -27,6 +28,7 @@ def ids_of(output: Path) -> Counter[str]:
 DRIVER = """
 import functools, json, sys
 from pathlib import Path
+from typing import Any
 from skipstep.pipelines.batch.job import Job, run_batch
 from skipstep.testing.painter import Painter
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -134,7 +134,7 @@ def test_a_spoilt_file_is_refused_in_words(
 def test_a_strangers_path_to_a_solver_is_not_opened(made: SolverFile, tmp_path: Path) -> None:
     made.save(tmp_path / "solver.json")
     with refusing_files(), pytest.raises(ValueError, match="a path is not taken here"):
-        Calibrated(file=str(tmp_path / "solver.json"))
+        Calibrated(file=cast(Any, str(tmp_path / "solver.json")))
 
 
 def test_a_row_of_exact_data_is_found_and_a_stray_trajectory_does_not_bend_it() -> None:

@@ -6,7 +6,9 @@ right after a step that looked quiet.
 
 AdaCache gate x reuse x residual.
 
-Differs from the authors' code: per-sample intervals; see `skipstep.caching.gates.adacache`.
+Differs from the authors' code: per-sample intervals; the codebook's limits are half of theirs,
+which left 29 % of the work and 36 dB on the reference model (`benchmarks.knobs`); see
+`skipstep.caching.gates.adacache`.
 """
 
 from typing import ClassVar
@@ -35,7 +37,7 @@ class AdaCache(CachePlugin):
 
     warmup_steps: WarmupSteps = 3
     final_steps: FinalSteps = 1
-    codebook: Codebook = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2))
+    codebook: Codebook = ((0.04, 6), (0.08, 5), (0.12, 4), (0.16, 3), (0.20, 2))
 
     def parts(self) -> Parts:
         """Return AdaCache gate x reuse x residual."""

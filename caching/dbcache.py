@@ -44,7 +44,7 @@ class DBCache(CachePlugin):
             allow_inf_nan=False,
             description="R: largest relative change of the front that is skipped; 0 skips none.",
         ),
-    ] = 0.12
+    ] = 0.08
     front: Annotated[
         int, Field(ge=1, le=100, description="F: first blocks, always run and looked at.")
     ] = 1

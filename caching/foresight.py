@@ -39,7 +39,7 @@ class Foresight(CachePlugin):
     interval: Annotated[
         int, Field(ge=1, le=100, description="R: one step in R is computed in full.")
     ] = 3
-    tolerance: Tolerance = 2.0
+    tolerance: Tolerance = 4.0
 
     def parts(self) -> Parts:
         """Return interval gate x reuse x layers."""

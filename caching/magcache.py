@@ -60,7 +60,7 @@ class MagCache(CachePlugin):
             allow_inf_nan=False,
             description="delta: accumulated magnitude drift that forces a step; 0 skips none.",
         ),
-    ] = 0.06
+    ] = 0.2
 
     def parts(self) -> Parts:
         """Return MagCache gate x reuse x residual; raises ValueError without ratios."""

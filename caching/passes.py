@@ -212,18 +212,19 @@ class Memory:
             raise NotLearned(
                 f"a tensor of shape {tuple(value.shape)} does not divide into {len(rows)} samples"
             )
-        if self.anchors and key not in self.histories:
-            self.budget.admit(self, self.storage.nbytes(value) * self.rows // len(rows))
-        if not self.anchors:
-            return
-        if key not in self.histories:
-            self.histories[key] = History(
+        history = self.histories.get(key)
+        if history is None:
+            if self.anchors:
+                self.budget.admit(self, self.storage.nbytes(value) * self.rows // len(rows))
+            if not self.anchors:
+                return
+            history = self.histories[key] = History(
                 self.rows, self.anchors, clone=self.clone, storage=self.storage
             )
             self.per_row[key] = per_row
         if per_row > 1:
             value = value.reshape(len(rows), per_row, *value.shape[1:])
-        self.histories[key].push(value, rows, time)
+        history.push(value, rows, time)
 
     def guess(
         self, key: Hashable, rows: list[int], at: float | list[float]

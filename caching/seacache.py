@@ -44,7 +44,7 @@ class SeaCache(CachePlugin):
             allow_inf_nan=False,
             description="delta: accumulated change that forces a step; 0 skips none.",
         ),
-    ] = 0.25
+    ] = 0.15
     order: Annotated[
         int, Field(ge=0, le=2, description="Order of the residual's forecast; 0 repeats it.")
     ] = 1

@@ -49,7 +49,7 @@ class TeaCache(CachePlugin):
             allow_inf_nan=False,
             description="delta: accumulated change that forces a step; 0 skips none.",
         ),
-    ] = 0.1
+    ] = 0.2
     coefficients: Annotated[
         TeaCurve,
         BeforeValidator(read_curve, json_schema_input_type=str | TeaCurve),

@@ -22,7 +22,7 @@ def calibrate_magcache(
     *,
     path: str | Path | None = None,
     seed: int = 0,
-    threshold: float = 0.06,
+    threshold: float = 0.2,
     **call: Any,
 ) -> MagCache:
     """Run the pipeline uncached on a few prompts and return a MagCache made for it.
@@ -47,7 +47,7 @@ def calibrate_teacache(
     *,
     path: str | Path | None = None,
     seed: int = 0,
-    threshold: float = 0.1,
+    threshold: float = 0.2,
     **call: Any,
 ) -> TeaCache:
     """Run the pipeline uncached on some prompts and return a TeaCache made for it.

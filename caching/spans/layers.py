@@ -81,7 +81,7 @@ class Layers(Span):
         tuple[ModuleKind, ...],
         Field(min_length=1, max_length=4, description="Which modules are cached."),
     ] = ("attention", "temporal_attention", "cross_attention", "feed_forward")
-    tolerance: Tolerance = 2.0
+    tolerance: Tolerance = 4.0
 
     def why_not(self, target: Target, gate: Gate[Any]) -> str | None:
         """Return why this denoiser has no such modules, or None."""

@@ -109,14 +109,7 @@ class Modules(Span):
         if isinstance(place, Place):
             return self._watch(place, pass_, call_next, args, kwargs)
         key = next_key(place.path, pass_)
-        clock = (place.clock, key[1], 0)
-        interval = self.intervals.get(place.kind)
-        is_due = (
-            interval is not None
-            and pass_.mode == "skip"
-            and pass_.has(clock)
-            and pass_.age(clock) >= interval
-        )
+        is_due = pass_.mode == "skip" and self._is_due(place, pass_, (place.clock, key[1], 0))
         if pass_.mode == "skip" and pass_.knows_shape(key) and not is_due:
             pass_.spare(place)
             return replay(place, pass_, key)
@@ -124,6 +117,11 @@ class Modules(Span):
         if pass_.mode == "compute" or is_due:
             keep_output(place, pass_, key, output)
         return output
+
+    def _is_due(self, place: ModulePlace, pass_: Pass, clock: tuple[str, int, int]) -> bool:
+        """Say whether a module's own interval is over."""
+        interval = self.intervals.get(place.kind)
+        return interval is not None and pass_.has(clock) and pass_.age(clock) >= interval
 
     def _watch(
         self,

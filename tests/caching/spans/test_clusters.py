@@ -108,6 +108,7 @@ def test_clusca_equals_a_loop_by_hand() -> None:
     assert report.fraction == pytest.approx((len(COMPUTES) + skipped) / STEPS)
 
 
+@pytest.mark.slow
 def test_as_many_clusters_as_tokens_compute_every_feed_forward_whatever_the_forecast() -> None:
     tiny = tiny_pipeline("pixart")
     with enabled(tiny, ClusCa(warmup_steps=2, interval=3, clusters=1024, order=0)):

@@ -109,7 +109,9 @@ def test_toca_equals_a_loop_over_tokens_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "weights", [{"influence": 0.0}, {"entropy": 1.0}], ids=lambda w: next(iter(w))
+    "weights",
+    [pytest.param({"influence": 0.0}, marks=pytest.mark.slow), {"entropy": 1.0}],
+    ids=lambda w: next(iter(w)),
 )
 def test_a_batch_equals_its_single_runs(weights: dict[str, float]) -> None:
     tiny = tiny_pipeline("pixart")
@@ -119,6 +121,7 @@ def test_a_batch_equals_its_single_runs(weights: dict[str, float]) -> None:
     torch.testing.assert_close(batch, singles, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_share_of_nothing_repeats_every_module() -> None:
     tiny = tiny_pipeline("pixart")
     rhythm: dict[str, Any] = {"gate": {"type": "interval", "interval": 3}, "warmup_steps": 2}

@@ -48,7 +48,7 @@ def by_hand(step: list[int], ran: list[int]) -> Any:
     return reference
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_foresight_equals_a_loop_over_modules_and_samples_by_hand(batch: int) -> None:
     tiny = tiny_pipeline("pixart")
     step, ran = [-1], list[int]()

@@ -58,7 +58,7 @@ def test_a_plan_equals_modules_exchanged_by_hand_and_counts_what_it_says() -> No
     assert report.fraction == pytest.approx(share) == pytest.approx(plan.share)
 
 
-@pytest.mark.parametrize("family", ["flux", "sdxl"])
+@pytest.mark.parametrize("family", ["flux", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_plan_of_ones_is_the_plain_pipeline_to_the_bit(family: str) -> None:
     tiny = tiny_pipeline(family)
     plain = run(tiny, steps=3)

@@ -35,7 +35,7 @@ def moment(device: torch.device) -> Moment | None:
         return time.perf_counter()
     if torch.cuda.is_current_stream_capturing():
         return None
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
     event.record()
     return event
 
@@ -44,7 +44,7 @@ def seconds_between(start: Moment, end: Moment) -> float:
     """Return the seconds from one moment to another; waits for a GPU to get there."""
     if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
         end.synchronize()
-        return start.elapsed_time(end) / 1000
+        return float(start.elapsed_time(end)) / 1000
     if isinstance(start, float) and isinstance(end, float):
         return end - start
     raise ValueError(f"the moments {start} and {end} are of two clocks")

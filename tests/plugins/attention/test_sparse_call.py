@@ -117,7 +117,8 @@ def test_what_makes_up_for_the_rest_sees_no_padding(options: dict[str, Any]) -> 
         x[1, :, 72:] = 100.0
     lens = torch.tensor([80, 72])
     both = attend_sparsely(found, q, k, v, layout, kv_lens=lens).output
-    alone = attend_sparsely(found, *(x[1:, :, :72] for x in (q, k, v)), short).output
+    q, k, v = (x[1:, :, :72] for x in (q, k, v))
+    alone = attend_sparsely(found, q, k, v, short).output
     assert both is not None
     assert error(alone, both[1:, :, :72]) < 1e-5
 

@@ -1,11 +1,13 @@
 """Token reductions on the reference model: what they save, and what that costs.
 
 python -m benchmarks.tokens --prompts 16 --json out/tokens.json
+python -m benchmarks.tokens --model picture256 --prompts 4
 
 Each arm draws the same prompts from the same seeds as the plain pipeline, which stands below it
 with as many steps as cost the same. FLOPs are counted by torch; nothing is timed. The reference
-model has 64 picture tokens, the least at which any of this makes sense: the table shows what a
-reduction does to a picture, not what it saves on a large one.
+models have 64 picture tokens ("picture"), the least at which any of this makes sense, or 256
+("picture256"): the table shows what a reduction does to a picture, not what it saves on a large
+one.
 """
 
 import argparse
@@ -38,6 +40,7 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
 def main() -> None:
     """Try every arm and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default="picture", help="the reference model's name")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--dense-steps", type=int, default=0)
@@ -46,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(1)
     known = [each["prompt"] for each in load_prompts()]
     judged = known[:: len(known) // arguments.prompts][: arguments.prompts]
-    pipe = load_reference()
+    pipe = load_reference(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     print(", ".join(f"{key} {value}" for key, value in describe_machine(pipe).items()))
     print("\n| arm | FLOPs | PSNR | worst | LPe |\n|---|---|---|---|---|")

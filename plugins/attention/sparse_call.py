@@ -34,8 +34,8 @@ BREAK_EVEN = {
 }
 """(device, is half precision) -> density from which on dense attention is as fast.
 
-The CPU's are for 128 rows: fp32 as in docs/kernels.md, half precision with bf16 units, where dense
-attention gains most. The GPU's are an estimate until one is measured.
+The CPU's are for 128 rows, a little below what docs/kernels.md measures; half precision with bf16
+units, where dense attention gains most. The GPU's are an estimate until one is measured.
 """
 
 
@@ -221,7 +221,7 @@ def pooled_attention(
     The last block with tokens counts as a full one.
     """
     block, n = scene.block_k, q.shape[2]
-    blocks = None
+    blocks, share = None, k.new_ones(())
     if kv_lens is not None:
         first = torch.arange(scene.nk, device=k.device) * block
         held = (kv_lens[:, None] - first).clamp(1, block)
@@ -230,8 +230,6 @@ def pooled_attention(
         share: Tensor | float = (whole / held)[:, None, :, None]
         k, v = (x.masked_fill(~inside[:, None, :, None], 0) for x in (k, v))
         blocks = (kv_lens + block - 1) // block
-    else:
-        share = 1.0
     k_mean, v_mean = ((block_mean(x, block) * share).to(x.dtype) for x in (k, v))
     everything = all_blocks(n, scene.nk, block_q=scene.block_q, block_k=block, device=q.device)
     pooled, lse = block_sparse_attention(

@@ -35,7 +35,7 @@ def moment(device: torch.device) -> Moment | None:
         return time.perf_counter()
     if torch.cuda.is_current_stream_capturing():
         return None
-    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
     event.record()
     return event
 

@@ -8,18 +8,21 @@ picture changes fast: in the first steps, and with few of them.
     every `interval`-th sparse step   dense attention; P = its share in every block, exactly
     steps between                     the blocks of each row chosen from P, by keep or by mass
 
-Differs from the paper: steps are timesteps, and blocks are kept instead of tokens.
+Differs from the paper: steps are timesteps, and blocks are kept instead of tokens; tokens follow a
+space-filling curve, so that a block is a patch of the picture and its tokens look at like places.
 """
 
 from typing import Annotated, ClassVar
 
 import pydantic
 import torch
+from jaxtyping import Int
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from skipstep.kernels.block_scores import antidiagonal_scores
-from skipstep.plugins.attention.methods.base import Choice, Scene, SparseAttention
+from skipstep.kernels.permute import gilbert_order
+from skipstep.plugins.attention.methods.base import Choice, Grid, Scene, SparseAttention
 from skipstep.plugins.attention.methods.selection import keep_best
 
 __all__ = ["Recycled"]
@@ -42,6 +45,10 @@ class Recycled(SparseAttention):
     interval: Annotated[
         int, Field(ge=2, le=100, description="Steps from one dense one to the next.")
     ] = 5
+
+    def order(self, grid: Grid, device: torch.device) -> Int[Tensor, " n"] | None:
+        """Return the tokens along a space-filling curve."""
+        return gilbert_order(*grid, device=device)
 
     def choose(self, scene: Scene) -> Choice:
         """Return the recycled blocks, or ask for a dense call and note what it looks at."""

@@ -145,7 +145,7 @@ class PipelineSampler:
 
     def walk(self, x: Tensor, begin: int, end: int, keep: Collection[int] = ()) -> Visit:
         """Run the pipeline from node `begin` to node `end` and let it decode what it sees there."""
-        parts = [self._walk(part, begin, end, keep) for part in x.split(self.batch)]
+        parts = [self._walk(part, begin, end, keep) for part in torch.split(x, self.batch)]
         return Visit(
             torch.cat([part.state for part in parts]),
             [picture for part in parts for picture in part.pictures],
@@ -159,7 +159,8 @@ class PipelineSampler:
         (a, b), (a_to, b_to) = ((path.alpha(s), path.sigma(s)) for s in (places[node], places[to]))
         kept = a_to / a
         added = max(b_to**2 - (kept * b) ** 2, 0.0) ** 0.5
-        return kept * x + added * torch.randn(x.shape, generator=generator)
+        again: Tensor = kept * x + added * torch.randn(x.shape, generator=generator)
+        return again
 
     def _walk(self, x: Tensor, begin: int, end: int, keep: Collection[int]) -> Visit:
         self.evaluations += len(x) * (end - begin)

@@ -84,7 +84,8 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self, degraded: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."]
     ) -> Float[Tensor, "b ..."]:
         """Return x_T of a degraded picture."""
-        return degraded + self.config.kappa * math.sqrt(self.levels[-1]) * noise
+        x: Tensor = degraded + self.config.kappa * math.sqrt(self.levels[-1]) * noise
+        return x
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """Return the sample at unit variance."""
@@ -123,7 +124,9 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         levels = [self.levels[int(t)] for t in timesteps]
         eta = torch.tensor(levels, dtype=original.dtype, device=original.device)
         eta = eta.reshape(-1, *[1] * (original.ndim - 1))
-        return original + eta * (degraded - original) + self.config.kappa * eta.sqrt() * noise
+        mean = original + eta * (degraded - original)
+        x: Tensor = mean + self.config.kappa * eta.sqrt() * noise
+        return x
 
     def __len__(self) -> int:
         return int(self.config.steps)

@@ -150,6 +150,7 @@ def test_segments_merge_while_training() -> None:
 def test_a_blockwise_network_answers_by_the_stretch_of_each_samples_time() -> None:
     net = Blockwise(PlaneNet(width=8, depth=1), (1.0, 0.6, 0.2, 0.0))
     for k, part in enumerate(net.parts):
+        assert isinstance(part, PlaneNet)
         torch.nn.init.zeros_(part.leave.weight)
         torch.nn.init.constant_(part.leave.bias, k)
     times = torch.tensor([1.0, 0.61, 0.6, 0.21, 0.2, 0.01])

@@ -158,8 +158,9 @@ class PipelineSampler:
         places = [*self.solver.nodes, 0.0]
         (a, b), (a_to, b_to) = ((path.alpha(s), path.sigma(s)) for s in (places[node], places[to]))
         kept = a_to / a
-        added: float = max(b_to**2 - (kept * b) ** 2, 0.0) ** 0.5
-        return kept * x + added * torch.randn(x.shape, generator=generator)
+        added = max(b_to**2 - (kept * b) ** 2, 0.0) ** 0.5
+        again: Tensor = kept * x + added * torch.randn(x.shape, generator=generator)
+        return again
 
     def _walk(self, x: Tensor, begin: int, end: int, keep: Collection[int]) -> Visit:
         self.evaluations += len(x) * (end - begin)

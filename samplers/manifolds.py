@@ -55,7 +55,8 @@ class Sphere(Manifold):
         """Walk along the great circle."""
         length = u.norm(dim=-1, keepdim=True)
         moved = length.cos() * x + torch.sinc(length / math.pi) * u
-        return torch.nn.functional.normalize(moved, dim=-1)
+        unit: Tensor = moved / moved.norm(dim=-1, keepdim=True)
+        return unit
 
     def log(self, x: Float[Tensor, "b d"], y: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Return the shorter way; opposite points have none that is shortest."""
@@ -71,7 +72,8 @@ class Sphere(Manifold):
     def noise(self, like: Float[Tensor, "b d"], generator: torch.Generator) -> Float[Tensor, "b d"]:
         """Return directions of normal vectors."""
         z = torch.randn(like.shape, generator=generator, dtype=like.dtype)
-        return torch.nn.functional.normalize(z, dim=-1)
+        unit: Tensor = z / z.norm(dim=-1, keepdim=True)
+        return unit
 
 
 class Torus(Manifold):
@@ -132,7 +134,8 @@ class Rotations(Manifold):
         w, v = torch.split(torch.nn.functional.normalize(q, dim=-1), [1, 3], dim=-1)
         turn = hat(v)
         eye = torch.eye(3, dtype=like.dtype)
-        return eye + 2 * w[:, :, None] * turn + 2 * turn @ turn
+        uniform: Tensor = eye + 2 * w[:, :, None] * turn + 2 * turn @ turn
+        return uniform
 
 
 def wrapped(angle: Tensor) -> Tensor:

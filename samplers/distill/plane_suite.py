@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from skipstep.samplers.distill.blockwise import Blockwise
 from skipstep.samplers.distill.catalog import load_recipe
 from skipstep.samplers.distill.flow import PlainBridge
 from skipstep.samplers.distill.networks import Flow
@@ -28,6 +29,7 @@ from skipstep.samplers.distill.trainer import Trainer, Training
 __all__ = ["CASES", "Case", "Proof", "learned_flow", "prove"]
 
 ENDS = (1.0, 0.0)
+HALVES = (1.0, 0.5, 0.0)
 FOUR = (1.0, 0.75, 0.5, 0.25, 0.0)
 QUICK = 250
 JUDGED = 4096
@@ -43,11 +45,14 @@ class Case:
     gain: float
     times: Sequence[float] = ()
     rate: float = 2e-3
+    edges: Sequence[float] = ()
+    """Where a student of several networks passes from one to the next."""
 
     @property
     def name(self) -> str:
         """Return recipe, steps and options in one line."""
         told = ", ".join(f"{k}={v}" for k, v in self.options.items() if k != "steps")
+        told += ", blockwise" if self.edges else ""
         return f"{self.recipe}, {self.steps} steps" + (f" ({told})" if told else "")
 
 
@@ -66,7 +71,8 @@ class Proof:
 
 
 CASES = (
-    Case("trajectory", {"at": (1.0, 0.5, 0.0)}, 2, 7.1, (1.0, 0.5, 0.0)),
+    Case("trajectory", {"at": HALVES}, 2, 7.1, HALVES),
+    Case("trajectory", {"at": HALVES}, 2, 7.1, HALVES, edges=HALVES),
     Case("reflow", {}, 1, 11.8, ENDS),
     Case("reflow", {"times": "bifocal"}, 1, 12.2, ENDS),
     Case("reflow", {"times": "loss_aware"}, 1, 11.8, ENDS),
@@ -103,7 +109,8 @@ def prove(case: Case, mixture: Mixture, start: nn.Module, iterations: int = QUIC
     average = min(0.98, 1 - 5 / iterations) if iterations <= QUICK else 0.995
     settings = Training(iterations=iterations, batch=256, rate=case.rate, average=average)
     source = PlaneSource(mixture, case.times)
-    trainer = Trainer(recipe, copy.deepcopy(start), source, settings, teacher=mixture)
+    begun = Blockwise(start, case.edges) if case.edges else copy.deepcopy(start)
+    trainer = Trainer(recipe, begun, source, settings, teacher=mixture)
     student = trainer.run()
     distance = distance_of(recipe, student, mixture, case.steps)
     return Proof(case, distance, teacher_distance(mixture, case.steps))

@@ -124,8 +124,8 @@ class ResShiftScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         levels = [self.levels[int(t)] for t in timesteps]
         eta = torch.tensor(levels, dtype=original.dtype, device=original.device)
         eta = eta.reshape(-1, *[1] * (original.ndim - 1))
-        noise = self.config.kappa * eta.sqrt() * noise
-        x: Tensor = original + eta * (degraded - original) + noise
+        mean = original + eta * (degraded - original)
+        x: Tensor = mean + self.config.kappa * eta.sqrt() * noise
         return x
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from skipstep.samplers.distill.blockwise import Blockwise
 from skipstep.samplers.distill.catalog import RECIPES, load_recipe
 from skipstep.samplers.distill.flow import PlainBridge
 from skipstep.samplers.distill.networks import Flow
@@ -144,6 +145,19 @@ def test_segments_merge_while_training() -> None:
     merging = Segmented(segments=2, merging=True)
     assert [merging.segments_at(p) for p in (0.0, 0.4, 0.9, 1.0)] == [8, 4, 2, 2]
     assert Segmented(segments=2).segments_at(0.0) == 2
+
+
+def test_a_blockwise_network_answers_by_the_stretch_of_each_samples_time() -> None:
+    net = Blockwise(PlaneNet(width=8, depth=1), (1.0, 0.6, 0.2, 0.0))
+    for k, part in enumerate(net.parts):
+        assert isinstance(part, PlaneNet)
+        torch.nn.init.zeros_(part.leave.weight)
+        torch.nn.init.constant_(part.leave.bias, k)
+    times = torch.tensor([1.0, 0.61, 0.6, 0.21, 0.2, 0.01])
+    found = net(torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), times)
+    assert found[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match="times fall from 1 to 0"):
+        Blockwise(PlaneNet(), (0.0, 1.0))
 
 
 @pytest.mark.parametrize(

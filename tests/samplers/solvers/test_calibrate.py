@@ -132,9 +132,10 @@ def test_a_spoilt_file_is_refused_in_words(
 
 
 def test_a_strangers_path_to_a_solver_is_not_opened(made: SolverFile, tmp_path: Path) -> None:
-    made.save(tmp_path / "solver.json")
+    path: Any = str(tmp_path / "solver.json")
+    made.save(path)
     with refusing_files(), pytest.raises(ValueError, match="a path is not taken here"):
-        Calibrated(file=cast(Any, str(tmp_path / "solver.json")))
+        Calibrated(file=path)
 
 
 def test_a_row_of_exact_data_is_found_and_a_stray_trajectory_does_not_bend_it() -> None:

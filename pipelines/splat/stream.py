@@ -3,7 +3,7 @@
 For each new view (ARTDECO, Li et al. 2025, arXiv:2510.08551, and SurfelNeRF, Gao et al. 2023,
 arXiv:2304.08971):
 1. Depth by plane sweep against the views nearest to it that came before.
-2. Fusion. A Gaussian whose centre falls on a trusted pixel at about that pixel's depth z is the
+2. Fusion. A Gaussian whose centre falls on a trusted pixel within one plane of its depth z is the
    same surface: its mean and colour become running means with weight W, W <- W + 1.
 3. Insertion. A pixel gets a new Gaussian with the chance
      p = clip(LoG(picture) - LoG(rendering), 0, 1) + floor,    and for sure where nothing is yet
@@ -32,10 +32,12 @@ from skipstep.pipelines.splat.scene import mean_colour
 __all__ = ["StreamingReconstructor", "insertion_chance", "laplacian"]
 
 PLANES, NEIGHBOURS = 64, 4
-# Colour difference of a trusted depth; relative depth difference of the same surface.
-TRUSTED, SAME = 0.06, 0.05
+# Colour difference of a trusted depth.
+TRUSTED = 0.06
 # Alpha below which nothing is there yet; chance of a new Gaussian where nothing is missing.
-EMPTY, FLOOR = 0.5, 0.02
+EMPTY, FLOOR = 0.3, 0.02
+# Of a new Gaussian: one alone fills its pixel to more than EMPTY.
+OPACITY = 0.7
 LARGEST = 4.0
 WEIGHT = "times seen"
 
@@ -64,6 +66,11 @@ class StreamingReconstructor:
         if not 0 < self.near < self.far:
             raise ValueError(f"near={self.near} and far={self.far}: depths must be 0 < near < far")
         self.generator = torch.Generator().manual_seed(self.seed)
+
+    @property
+    def between(self) -> float:
+        """Return the difference of 1 / z between two planes: what a depth is known to."""
+        return (1 / self.near - 1 / self.far) / (PLANES - 1)
 
     def add(self, view: Capture) -> dict[str, int]:
         """Add one view and return how many Gaussians were fused and inserted.
@@ -96,7 +103,7 @@ class StreamingReconstructor:
         if self.scene is None:
             chance = torch.ones_like(depth)
         else:
-            self.scene, fused = fuse(self.scene, view, depth, is_trusted)
+            self.scene, fused = fuse(self.scene, view, depth, is_trusted, self.between)
             rendering = self.scene.render(view.cameras)
             chance = insertion_chance(view.pictures[0, :3], rendering.rgb[0].permute(2, 0, 1))
             chance = torch.where(rendering.alpha[0] < EMPTY, 1.0, chance)
@@ -186,7 +193,7 @@ def new_gaussians(
         points[chosen],
         torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(size), 1),
         size[:, None].repeat(1, 3),
-        torch.full_like(size, 0.5),
+        torch.full_like(size, OPACITY),
         view.pictures[0, :3].permute(1, 2, 0)[chosen],
     )
     return replace(made, features={WEIGHT: torch.ones(len(size), 1)})
@@ -197,8 +204,12 @@ def fuse(
     view: Capture,
     depth: Float[Tensor, "height width"],
     is_trusted: Bool[Tensor, "height width"],
+    between: float,
 ) -> tuple[Gaussians, int]:
-    """Move Gaussians that a view sees again towards where it sees them; return how many."""
+    """Move Gaussians that a view sees again towards where it sees them; return how many.
+
+    The same surface is what differs by at most `between` in 1 / z.
+    """
     cameras = view.cameras
     at = scene.means @ cameras.w2c[0, :3, :3].T + cameras.w2c[0, :3, 3]
     z = at[:, 2]
@@ -208,7 +219,7 @@ def fuse(
     inside &= z > 0
     index = row.clamp(0, cameras.height - 1), column.clamp(0, cameras.width - 1)
     seen = depth[index]
-    is_same = inside & is_trusted[index] & ((seen - z).abs() < SAME * z)
+    is_same = inside & is_trusted[index] & ((1 / seen - 1 / z).abs() < between)
     weight = scene.features[WEIGHT]
     share = torch.where(is_same[:, None], 1 / (weight + 1), 0.0)
     # Along the ray: the view knows the depth, not where in its pixel the centre lies.

@@ -164,15 +164,15 @@ def train(
     trainer.save(checkpoint, budget.used)
     LOGGER.info("%d steps, %.0f CPU s", trainer.steps, time.process_time())
     model = trainer.averaged()
+    output.mkdir(parents=True, exist_ok=True)
+    state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, output / f"{lesson.weights}.safetensors")
     figures = {
         views: evaluate(model, held_out, objects=64, views=views)
         for views in sorted(lesson.view_chances)
     }
     for views, (novel, again) in figures.items():
         LOGGER.info("%d pictures: novel %.2f dB, input %.2f dB", views, novel, again)
-    output.mkdir(parents=True, exist_ok=True)
-    state = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, output / f"{lesson.weights}.safetensors")
     curve = {"columns": ["objects", "seconds", "novel dB", "input dB"], "rows": trainer.curve}
     text = json.dumps({"curve": curve, "held out": figures})
     (cache / f"{name}-curve.json").write_text(text + "\n", encoding="utf-8")

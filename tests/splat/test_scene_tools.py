@@ -135,7 +135,7 @@ def test_fusion_is_a_running_mean_of_depth() -> None:
     seen = replace(seen, features={WEIGHT: torch.tensor([[3.0], [3.0]])})
     view = Capture(torch.ones(1, 3, 9, 9), camera, ["x"])
     depth, trusted = torch.full((9, 9), 2.08), torch.ones(9, 9, dtype=torch.bool)
-    fused, count = fuse(seen, view, depth, trusted)
+    fused, count = fuse(seen, view, depth, trusted, 0.05)
     assert count == 1
     # (3 x 2 + 2.08) / 4, and a quarter of the way to white; what lies elsewhere stays.
     torch.testing.assert_close(fused.means[0, 2], torch.tensor(0.02), rtol=0, atol=1e-5)

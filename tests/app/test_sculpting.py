@@ -39,7 +39,7 @@ def test_an_example_becomes_a_scene_with_its_files(tmp_path: Path) -> None:
     made = events[-1].value
     assert isinstance(events[-1], Result) and len(made.gaussians) > 100
     with Image.open(made.turn) as turn:
-        assert turn.n_frames == 24
+        assert getattr(turn, "n_frames", 1) == 24
     shown = framed(made)
     assert 'sandbox="allow-scripts"' in shown and "<script" not in shown
 

@@ -48,7 +48,7 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
     from skipstep.pipelines.ui.batch_tab import BatchTab
     from skipstep.pipelines.ui.compare_tab import CompareTab
     from skipstep.pipelines.ui.create_tab import CreateTab
-    from skipstep.pipelines.ui.page import Page
+    from skipstep.pipelines.ui.page import Page, blocks_in_words
     from skipstep.pipelines.ui.plugins_tab import PluginsTab
     from skipstep.pipelines.ui.splat_tab import SplatTab
     from skipstep.pipelines.ui.sweep_tab import SweepTab
@@ -59,7 +59,7 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
     pipe = studio.use((stills or clips)[0])
     page = Page(gradio, studio, Album(folder / "files" / "pictures"), limits or Limits(), folder)
     desk = BatchDesk(folder / "files" / "batches", studio, page.limits)
-    with gradio.Blocks(
+    with blocks_in_words(gradio)(
         title="skipstep", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
     ) as ui:
         gradio.HTML(TITLE)

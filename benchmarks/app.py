@@ -11,6 +11,7 @@ every file that the process opens meanwhile outside its folders is told.
 
 import argparse
 import collections
+import inspect
 import json
 import os
 import random
@@ -92,11 +93,16 @@ def call(client: httpx.Client, url: str, endpoint: str, given: list[Any]) -> str
     return client.get(f"{address}/{event}").text.strip().split("\n\n")[-1]
 
 
+def picture(seed: int) -> list[Any]:
+    """Return what /generate is given for a small picture: all values, as plain HTTP wants them."""
+    return ["a sun", "fora", seed, 2, "64", None, "", "reference"]
+
+
 def measure_load(requests: int, clients: int, bursts: int) -> None:
     """Send all requests at once, again and again."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (_, url):
         with httpx.Client(timeout=None) as client:
-            call(client, url, "generate", ["a sun", "fora", 0, 2, "64"])
+            call(client, url, "generate", picture(0))
         print(f"before          {resident():7.0f} MiB")
         for burst in range(bursts):
             started = threading.Barrier(clients)
@@ -107,9 +113,7 @@ def measure_load(requests: int, clients: int, bursts: int) -> None:
                     started.wait()
                     return list(
                         pool.map(
-                            lambda seed: call(
-                                client, url, "generate", ["a sun", "fora", seed, 2, "64"]
-                            ),
+                            lambda seed: call(client, url, "generate", picture(seed)),
                             own,
                         )
                     )
@@ -145,16 +149,8 @@ class Opened:
     def __post_init__(self) -> None:
         from skipstep import pipelines
 
-        code = Path(pipelines.__file__).resolve().parents[1]
-        roots: list[str | Path] = [
-            sys.prefix,
-            sys.base_prefix,
-            code,
-            "/proc",
-            "/sys",
-            "/dev",
-            "/usr/share",
-        ]
+        code = Path(str(pipelines.__file__)).resolve().parents[1]
+        roots = [sys.prefix, sys.base_prefix, str(code), "/proc", "/sys", "/dev", "/usr/share"]
         self.roots = tuple(str(Path(root).resolve()) for root in roots)
         sys.addaudithook(self.hear)
 
@@ -242,7 +238,7 @@ class Fuzzer:
 
     def endpoint(self, function: Any) -> None:
         """Call a named endpoint; a fault is any answer without words of ours."""
-        names = [each.label or "" for each in function.inputs]
+        names = list(inspect.signature(function.fn).parameters)
         given = [self.value(name) for name in names]
         if self.random.random() < 0.1:
             given = given[: self.random.randrange(len(given) + 1)]
@@ -288,7 +284,7 @@ def measure_fuzz(rounds: int, seed: int) -> None:
             with opened.watching():
                 for _ in range(rounds):
                     fuzzer.round()
-            answer = call(fuzzer.client, url, "generate", ["a sun", "fora", 0, 2, "64"])
+            answer = call(fuzzer.client, url, "generate", picture(0))
             grown = resident() - memory
     print(f"{fuzzer.sent} requests, {len(fuzzer.faults)} faults, {grown:+.0f} MiB")
     print(f"opened elsewhere to read: {sorted(opened.read)}, to write: {sorted(opened.written)}")

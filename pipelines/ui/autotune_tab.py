@@ -18,7 +18,7 @@ from skipstep.pipelines.ui.limits import (
     read_settings,
 )
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
-from skipstep.pipelines.ui.page import Page, private
+from skipstep.pipelines.ui.page import Page, redrawing
 from skipstep.pipelines.ui.scatter import Point, scatter
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.studio import Studio
@@ -176,7 +176,7 @@ class AutotuneTab:
         )
         fields = [model, target, value, prompts, steps, trials, minutes]
         page.connect_run(buttons, self.run, fields, [status, words, drawn, line, take])
-        take.click(page.handled(use), [line], recipe, **private(queue=False))
+        take.click(page.handled(use), [line], recipe, **redrawing())
 
     def run(self, *given: Any) -> Iterator[tuple[Any, ...]]:
         """Tune, telling how far it is."""

@@ -11,7 +11,7 @@ from skipstep.pipelines.ui import fragments
 from skipstep.pipelines.ui.album import read_picture_settings
 from skipstep.pipelines.ui.figures import figures_of, verdict_of
 from skipstep.pipelines.ui.fragments import FAILED, STOPPED
-from skipstep.pipelines.ui.page import Page, private, stoppable
+from skipstep.pipelines.ui.page import Page, private, redrawing, stoppable
 from skipstep.pipelines.ui.pair_form import PairForm, watch_pair
 from skipstep.pipelines.ui.presets import CUSTOM
 from skipstep.pipelines.ui.studio import Pair, Progress
@@ -108,10 +108,10 @@ class CreateTab:
             page.handled(self.reload),
             [self.chosen_picture, form.model],
             fields,
-            **private(queue=False),
+            **redrawing(),
         )
         self.upload.upload(
-            page.handled(self.reload), [self.upload, form.model], fields, **private(queue=False)
+            page.handled(self.reload), [self.upload, form.model], fields, **redrawing()
         )
 
     def run(self, *given: Any) -> Iterator[tuple[Any, ...]]:

@@ -78,7 +78,7 @@ def welcome() -> str:
         '<div class="live">'
         f"{tile('plain', None, is_busy=False)}{tile('accelerated', None, is_busy=False)}"
         "</div>"
-        '<p class="soft">Two pictures from the same noise: plain, and with plugins that skip work. '
+        '<p class="soft">The same noise twice: plain, and with plugins that skip work. '
         "Press Generate, or Shift+Enter in the prompt.</p>"
     )
 

@@ -19,11 +19,15 @@ from skipstep.pipelines.ui.limits import Limits
 from skipstep.pipelines.ui.studio import Studio
 from skipstep.plugins.errors import PluginError
 
-__all__ = ["QUEUE", "Page", "private", "stoppable"]
+__all__ = ["QUEUE", "Page", "blocks_in_words", "private", "redrawing", "stoppable"]
 
 logger = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 600
+UNREADABLE = (
+    "the request cannot be read: give as many values as are taken here, each of its kind, and of "
+    "files only those that were uploaded"
+)
 QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 """Events that run the model wait in one line."""
 
@@ -37,6 +41,14 @@ def stoppable() -> dict[str, Any]:
     return private(**QUEUE, trigger_mode="multiple")
 
 
+def redrawing() -> dict[str, Any]:
+    """Return the settings of an event that changes the plugins whose controls are shown.
+
+    The controls follow a State, and of that gradio's page hears through the queue alone.
+    """
+    return private(concurrency_limit=None)
+
+
 def private(**more: Any) -> dict[str, Any]:
     """Return the settings of an event that belongs to the page alone: clients have the API.
 
@@ -44,6 +56,22 @@ def private(**more: Any) -> dict[str, Any]:
     over the one that has to be put right; what went wrong is said beside the page in any case.
     """
     return {"api_visibility": "private", "show_progress": "hidden", **more}
+
+
+def blocks_in_words(gradio: Any) -> Any:
+    """Return gradio's Blocks, answering in words also to a request that it cannot read itself."""
+
+    class Blocks(gradio.Blocks):  # type: ignore[misc]  # an untyped base
+        async def preprocess_data(self, *given: Any, **named: Any) -> Any:
+            try:
+                return await super().preprocess_data(*given, **named)
+            except gradio.Error:
+                raise
+            except Exception as error:
+                logger.info("a request that cannot be read: %s", type(error).__name__)
+                raise gradio.Error(UNREADABLE, print_exception=False) from None
+
+    return Blocks
 
 
 @dataclass(frozen=True)

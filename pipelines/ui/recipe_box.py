@@ -8,7 +8,7 @@ from typing import Any
 
 from skipstep.pipelines.ui.controls import Control, controls_of, recipe_words, with_values
 from skipstep.pipelines.ui.limits import read_recipe
-from skipstep.pipelines.ui.page import Page, private
+from skipstep.pipelines.ui.page import Page, private, redrawing
 from skipstep.pipelines.ui.presets import CUSTOM, NONE, PLANNED, presets_of
 from skipstep.plugins import catalog
 from skipstep.plugins.options import to_dict
@@ -82,20 +82,20 @@ class RecipeBox:
             page.handled(self.choose_preset),
             [self.preset, self.presets],
             [self.recipe, self.chosen, self.plugins],
-            **private(queue=False),
+            **redrawing(),
         )
         self.plugins.input(
             page.handled(self.choose_plugins),
             [self.plugins, self.recipe],
             [self.recipe, self.chosen, self.preset],
-            **private(queue=False),
+            **redrawing(),
         )
         gradio.on(
             [self.recipe.submit, self.recipe.blur],
             page.handled(self.type_recipe),
             [self.recipe, self.chosen],
             self.parts,
-            **private(queue=False),
+            **redrawing(),
         )
 
     def read(self, recipe: str) -> tuple[Listed, list[str]]:
@@ -165,8 +165,9 @@ class RecipeBox:
             return recipe_words(listed), CUSTOM
 
         for widget, sort in zip(widgets, sorts, strict=True):
-            # A text is read when it is complete; half a list is no YAML.
-            triggers = [widget.blur, widget.submit] if sort == "text" else [widget.change]
+            # A text is read when it is complete; half a list is no YAML. What is not touched says
+            # nothing: a control that is drawn anew would make every preset "my own".
+            triggers = [widget.blur, widget.submit] if sort == "text" else [widget.input]
             gradio.on(
                 triggers,
                 self.page.handled(spell),

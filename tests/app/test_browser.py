@@ -191,7 +191,9 @@ def test_the_page_follows_the_look_of_the_system(open_page: Open) -> None:
 
 def test_stop_ends_the_run(page: Any, served: Studio) -> None:
     choose(page, "preset", "balanced")
+    page.wait_for_selector("text=Options of abcache")
     set_picture(page, seed=11, size=64, steps=100)
+    assert page.locator("#preset input").input_value().startswith("balanced")
     before = served.running
     page.locator("#generate").click()
     page.wait_for_selector("text=Plain picture: step")
@@ -258,6 +260,17 @@ def test_the_page_works_with_the_keyboard_alone(page: Any) -> None:
     page.wait_for_selector("text=Stopped. Nothing is running")
 
 
+def test_a_control_writes_the_recipe(page: Any) -> None:
+    choose(page, "preset", "balanced")
+    page.get_by_text("Options of abcache").click()
+    page.locator("#option-abcache-max_skips textarea").fill("2")
+    page.locator("#option-abcache-max_skips textarea").press("Tab")
+    page.wait_for_function(
+        "document.querySelector('#recipe textarea').value == 'abcache:max_skips=2,interval=2'"
+    )
+    page.wait_for_function("document.querySelector('#preset input').value == 'my own'")
+
+
 def test_a_mistake_leaves_every_field_in_reach(page: Any) -> None:
     page.locator("#recipe textarea").fill("easycash")
     page.locator("#generate").click()
@@ -288,10 +301,12 @@ def test_a_forged_file_is_refused_in_our_words(page: Any) -> None:
 
 def test_compare(page: Any) -> None:
     go_to(page, "Compare")
-    if not SCREENSHOTS:
-        page.locator("#compare-prompts textarea").fill("strawberry, 3d style")
-        page.locator("#compare-recipes textarea").fill(EVERY_OTHER)
-        write(page, "number input for Steps", 4)
+    page.locator("#compare-prompts textarea").fill("strawberry, 3d style")
+    page.locator("#compare-recipes textarea").fill(EVERY_OTHER)
+    if SCREENSHOTS:
+        recipes = "abcache:interval=2\neasycache:threshold=0.1"
+        page.locator("#compare-recipes textarea").fill(recipes)
+    write(page, "number input for Steps", 12 if SCREENSHOTS else 4)
     page.locator("#compare").click()
     inside = page.frame_locator("#comparison iframe")
     inside.get_by_text("All numbers").wait_for()
@@ -310,7 +325,7 @@ def test_sweep(page: Any) -> None:
         choose(page, "sweep-plugin", "fora")
         choose(page, "sweep-option", "interval")
         write(page, "Values", "1, 2")
-        write(page, "number input for Steps", 4)
+    write(page, "number input for Steps", 12 if SCREENSHOTS else 4)
     page.locator("#sweep").click()
     page.wait_for_function("document.querySelector('#sweep-status').innerText.trim() != ''")
     page.wait_for_function("document.querySelector('#sweep-status').innerText.trim() == ''")
@@ -321,10 +336,9 @@ def test_sweep(page: Any) -> None:
 
 def test_autotune_and_use_what_was_found(page: Any) -> None:
     go_to(page, "Autotune")
-    if not SCREENSHOTS:
-        write(page, "number input for Steps", 6)
-        write(page, "number input for Trials", 1)
-        write(page, "Prompts to tune on", "a sun\na pizza")
+    write(page, "number input for Steps", 12 if SCREENSHOTS else 6)
+    write(page, "number input for Trials", 5 if SCREENSHOTS else 1)
+    write(page, "Prompts to tune on", "a sun\na pizza")
     page.locator("#tune").click()
     page.wait_for_selector("#tune-summary table")
     assert page.locator("#tune-chart circle").count() >= 1
@@ -341,8 +355,7 @@ def test_photographs_become_splats_in_a_viewer(page: Any) -> None:
     go_to(page, "3D")
     page.locator("#splat-example").click()
     page.wait_for_function("document.querySelectorAll('#photos img').length == 4")
-    if not SCREENSHOTS:
-        write(page, "number input for Steps of refinement", 10)
+    write(page, "number input for Steps of refinement", 50 if SCREENSHOTS else 10)
     page.locator("#splat").click()
     viewer = page.frame_locator("#scene iframe")
     viewer.locator("body[data-splats] canvas").wait_for()

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from skipstep.pipelines.batch.job import run_batch
 from skipstep.pipelines.batch.totals import Totals
 from tests.pipelines.batch.jobs import ALONE, PROMPTS, job_of, run, temporary_files
 
-SHARDS = {"batch_size": 5, "shard_rows": 25}
+SHARDS: dict[str, Any] = {"batch_size": 5, "shard_rows": 25}
 
 
 def ids_of(output: Path) -> Counter[str]:
@@ -151,7 +152,7 @@ def test_accelerate_s_single_process_is_told_and_does_everything_once(tmp_path: 
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu",
         "-m", "skipstep.pipelines.cli", "batch", str(tmp_path / "prompts.jsonl"),
-        "-o", str(tmp_path / "out"), "--steps", "1", "--size", "64", "--batch-size", "10",
+        "-o", str(tmp_path / "out"), "--steps", "2", "--size", "64", "--batch-size", "10",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

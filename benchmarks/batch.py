@@ -100,30 +100,30 @@ def measure_overhead(rows: int, steps: int, batch_size: int) -> None:
     print(f"beside them {extra / rows * 1000:.1f} CPU ms a picture, {extra / total:.2%} of the job")
 
 
-def draw_sheet(output: Path, picture: Path, side: int = 96) -> None:
+def draw_sheet(output: Path, picture: Path, side: int = 96, margin: int = 168) -> None:
     """Put the pictures of `skipstep batch --task compare` on one sheet, a column a row."""
     from PIL import Image, ImageDraw
 
     rows = [json.loads(line) for line in (output / "index.jsonl").open()]
-    arms = list(json.loads((output / "report.json").read_text())["arms"])
+    arms = ["uncached", *json.loads((output / "report.json").read_text())["arms"]]
     text, gap = 16, 4
-    height = (len(arms) + 1) * (side + text) + text
-    sheet = Image.new("RGB", (len(rows) * (side + gap), height), "white")
+    size = (margin + len(rows) * (side + gap), text + len(arms) * (side + text))
+    sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for column, row in enumerate(rows):
-        left = column * (side + gap)
-        pen.text((left, 2), row["id"], fill="black")
-        for number, name in enumerate(["uncached", *arms]):
-            top = text + number * (side + text)
-            first = output / row["file"]
-            arm = f".arm{number}" if number else ""
-            with Image.open(first.with_suffix(f"{arm}.png")) as drawn:
+    for number, name in enumerate(arms):
+        top = text + number * (side + text)
+        pen.text((4, top + side // 2), name, fill="black")
+        for column, row in enumerate(rows):
+            left = margin + column * (side + gap)
+            ending = f".arm{number}.png" if number else ".png"
+            with Image.open((output / row["file"]).with_suffix(ending)) as drawn:
                 sheet.paste(drawn.convert("RGB").resize((side, side)), (left, top))
             psnr = row["figures"].get(f"arm{number}.psnr")
-            words = name if psnr is None else f"{psnr:.1f} dB"
-            if number == 0 or psnr is None:
-                words = name if column == 0 or number else ""
-            pen.text((left, top + side + 1), words, fill="black")
+            if number:
+                words = "the same" if psnr is None else f"{psnr:.1f} dB"
+                pen.text((left, top + side + 1), words, fill="black")
+            else:
+                pen.text((left, 2), row["id"], fill="black")
     sheet.save(picture)
 
 
@@ -131,18 +131,18 @@ def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=["plan", "overhead", "sheet"])
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, help="1,000,000 for plan, 32 for overhead")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("out/compare"))
     parser.add_argument("--picture", type=Path, default=Path("docs/batch/compare.png"))
     arguments = parser.parse_args()
     if arguments.what == "plan":
-        measure_plan(arguments.rows)
+        measure_plan(arguments.rows or 1_000_000)
     elif arguments.what == "sheet":
         draw_sheet(arguments.output, arguments.picture)
     else:
-        measure_overhead(arguments.rows, arguments.steps, arguments.batch_size)
+        measure_overhead(arguments.rows or 32, arguments.steps, arguments.batch_size)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 from skipstep.pipelines.batch import manifests
 from skipstep.pipelines.batch.attempts import mark_timeout
 from skipstep.pipelines.batch.engines import ERRORS, Load, use_device
+from skipstep.pipelines.batch.making import in_words
 from skipstep.pipelines.batch.plan import Plan, open_plan
 from skipstep.pipelines.batch.runner import Event, Runner, Tell, Work
 from skipstep.pipelines.batch.stopping import Stop, Stopped, Unwritable
@@ -206,6 +207,9 @@ class ShardRunner:
             self.runner = Runner(work, plan, load(), FolderStop(folder), self.hear)
         except (PluginError, OSError) as error:
             self.error = ("PluginError", str(error))
+        except Exception as error:
+            # Raised here it would be the end of Ray Data's whole map, in many lines.
+            self.error = ("PluginError", f"a worker cannot start: {in_words(error)}")
 
     def hear(self, event: Event) -> None:
         """Keep an event for the driver, and watch the time of batches."""

@@ -74,6 +74,8 @@ def test_an_actor_that_cannot_load_or_see_the_folder_hands_the_reason_on(tmp_pat
 
     _, work = begun(tmp_path)
     assert ask(ShardRunner(work, refuse, None), 0)["error"] == ["PluginError", "no such model"]
+    told = ask(ShardRunner(work, lambda: 1 / 0, None), 0)["error"][1]
+    assert told == "a worker cannot start: ZeroDivisionError: division by zero"
     (work.output / "job/plan.json").unlink()
     assert "does not see the folder" in ask(ShardRunner(work, Painter, None), 0)["error"][1]
 
@@ -82,7 +84,7 @@ def test_a_batch_that_takes_too_long_is_marked_and_ends_its_actor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = threading.Event()
-    monkeypatch.setattr("os._exit", lambda code: ended.set())
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
     attempts_folder = tmp_path / "attempts"
     attempts_folder.mkdir()
     attempts = Attempts(tmp_path, 0)

@@ -153,7 +153,7 @@ def test_accelerate_s_single_process_is_told_and_does_everything_once(tmp_path: 
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu",
         "-m", "skipstep.pipelines.cli", "batch", str(tmp_path / "prompts.jsonl"),
-        "-o", str(tmp_path / "out"), "--steps", "1", "--size", "64", "--batch-size", "10",
+        "-o", str(tmp_path / "out"), "--steps", "2", "--size", "64", "--batch-size", "10",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -227,7 +227,7 @@ def pooled_attention(
         held = (kv_lens[:, None] - first).clamp(1, block)
         whole = (n - first).clamp_max(block)
         inside = torch.arange(n, device=k.device) < kv_lens[:, None]
-        share: Tensor | float = (whole / held)[:, None, :, None]
+        share = (whole / held)[:, None, :, None]
         k, v = (x.masked_fill(~inside[:, None, :, None], 0) for x in (k, v))
         blocks = (kv_lens + block - 1) // block
     k_mean, v_mean = ((block_mean(x, block) * share).to(x.dtype) for x in (k, v))

@@ -234,7 +234,8 @@ def test_the_options_of_every_plugin_are_shown_with_default_and_bounds(
     plugin = catalog.load(name)
     for option in plugin.__pydantic_fields__:
         assert re.search(rf"^{option} ", out, re.MULTILINE)
-    assert plugin.summary in out and option_table(name).row_count == len(plugin.__pydantic_fields__)
+    assert plugin.summary in " ".join(out.split())  # a title is folded to its table's width
+    assert option_table(name).row_count == len(plugin.__pydantic_fields__)
 
 
 def test_bounds_are_read_from_the_schema() -> None:

@@ -137,7 +137,8 @@ class Clusters(Span):
             return ATTENTIONS.visit(place, pass_, call_next, args, kwargs)
 
         def keep(outputs: Outputs, x: Tensor, y: Tensor) -> None:
-            shaped = y.detach().unflatten(0, (len(pass_.rows), -1))
+            rows = len(pass_.rows)
+            shaped = y.detach().reshape(rows, len(y) // rows, *y.shape[1:])
             pass_.memory.note(("deepest", y.shape[1]), shaped, pass_.rows)
 
         return visit_feed_forward(
@@ -167,7 +168,7 @@ class Clusters(Span):
         pass_.spare(place, 1 - done)
         computed = call_next(x[entries, chosen])
         error = computed - forecast[entries, chosen]
-        y = forecast + self.propagation * error[entries, clusters]
+        y: Tensor = forecast + self.propagation * error[entries, clusters]
         y[entries, chosen] = computed
         return y
 

@@ -93,7 +93,8 @@ def best_of_patches(score: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
 
 def unit(score: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
     """Scale each entry's scores to length 1."""
-    return score / score.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    scaled: Tensor = score / score.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return scaled
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ class Memory:
     histories: dict[Hashable, History] = field(default_factory=dict)
     shapes: dict[Hashable, Any] = field(default_factory=dict)
     per_row: dict[Hashable, int] = field(default_factory=dict)
-    notes: dict[Hashable, Tensor] = field(default_factory=dict)
+    notes: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
     skips: list[int] = field(default_factory=list)
     is_filled: bool = False
     is_input_changed: bool = False
@@ -233,11 +233,11 @@ class Memory:
         value = self.histories[key].forecast(self.forecaster, rows, at)
         return value.flatten(0, 1) if self.per_row[key] > 1 else value
 
-    def note(self, key: Hashable, values: Shaped[Tensor, "r ..."], rows: list[int]) -> None:
+    def note(self, key: tuple[Any, ...], values: Shaped[Tensor, "r ..."], rows: list[int]) -> None:
         """Remember something of some rows, for a span; values[j] belongs to row rows[j]."""
         self.notes[key] = keep_rows(self.notes.get(key), values, rows, self.rows)
 
-    def noted(self, key: Hashable, rows: list[int]) -> Shaped[Tensor, "r ..."]:
+    def noted(self, key: tuple[Any, ...], rows: list[int]) -> Shaped[Tensor, "r ..."]:
         """Return what was noted of some rows; it must not be changed in place."""
         values: Tensor = self.notes[key]
         if rows == list(range(self.rows)):

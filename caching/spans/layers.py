@@ -21,7 +21,7 @@ all of the warm-up, not its last three steps, a difference below 0.1 %.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
 import torch
@@ -143,8 +143,7 @@ class Layers(Span):
         """Return for every module which rows of this pass compute it, found once a pass."""
         if "due" not in pass_.trace:
             memory, rows = pass_.memory, pass_.rows
-            notes = cast("list[tuple[Any, ...]]", list(memory.notes))
-            keys = [key for name, *key in notes if name == "delta"]
+            keys: list[Key] = [tuple(key[1:]) for key in memory.notes if key[0] == "delta"]
             table = [
                 ~(
                     memory.noted(("delta", *key), rows)
@@ -155,7 +154,7 @@ class Layers(Span):
             found = (
                 torch.stack([each.to(table[0].device) for each in table]).tolist() if table else []
             )
-            pass_.trace["due"] = {tuple(key): due for key, due in zip(keys, found, strict=True)}
+            pass_.trace["due"] = dict(zip(keys, found, strict=True))
             if keys:
                 ended = memory.noted(("delta", *keys[0]), rows).new_ones(len(rows))
                 memory.note(("ended",), ended, rows)

@@ -39,7 +39,7 @@ __all__ = ["Outlook", "Ranker", "Seen", "Task", "describe_task", "hypervolume", 
 Array = NDArray[np.float64]
 
 PRIOR = Path(__file__).with_name("tune_prior.json")
-OFFSET, NOISE, EASE = 1.0, 0.02, 0.3
+OFFSET, NOISE, EASE = 1.0, 0.02, 0.5
 SHARE_OF_SORT, SHARE_OF_ALL = 0.6, 0.4
 REACH = {"share": 0.25, "threshold": 0.5, "error": 0.7}
 REACH_OF_ALL = 0.2
@@ -173,7 +173,7 @@ class Ranker:
         mean = values.mean(0)
         solved = np.linalg.solve(known, np.column_stack([values - mean, across.T]))
         found = mean + across @ solved[:, :2]
-        spread = np.sqrt(np.clip(np.diag(own - across @ solved[:, 2:]) - OFFSET, 0, None))
+        spread = np.sqrt(np.clip(np.diag(own - across @ solved[:, 2:]), 0, None))
         return np.clip(found[:, 0], 0.02, 1.2), found[:, 1] - EASE * spread
 
     def kernel(

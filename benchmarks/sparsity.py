@@ -277,7 +277,8 @@ def table(measured: dict[str, Any], targets: list[float], delta: int) -> str:
             row = measured[name][str(target)]
             cells += [f"{row['density']:.1%}", f"{row['mass']:.1%}"]
             cells += [f"{row['error']:.4f}", f"{row['error_delta']:.4f}"]
-            cells += [f"{row['psnr']:.1f} dB"] if "psnr" in row else []
+            if "pictures" in head:
+                cells.append(f"{row['psnr']:.1f} dB" if "psnr" in row else "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -353,7 +354,7 @@ def main() -> None:
             row = at_density(make, target, 0, taken, layout)
             repaired = judge(make(row["keep"], arguments.delta), taken, layout)
             rows[str(target)] = row | {"error_delta": repaired["error"]}
-            if arguments.pictures:
+            if arguments.pictures and name in METHODS:
                 rows[str(target)]["psnr"] = decibels(trier, make(row["keep"], 0))
         measured[name] = rows
         print(name, rows, flush=True)

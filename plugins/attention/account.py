@@ -89,14 +89,14 @@ def _time_said(layers: Sequence[AttentionLayer]) -> str:
 
 def table(layers: Sequence[AttentionLayer]) -> str:
     """Return one line per layer: tokens, sparse calls, kept blocks, kept attention, savings."""
-    rows = ["denoiser        layer  tokens  sparse calls  density   mass  saved   gain  why dense"]
+    rows = ["denoiser        layer  tokens  sparse calls  density   mass  saved    gain  why dense"]
     for layer in layers:
         mass = "-" if layer.mass is None else f"{layer.mass:.3f}"
-        gain = "-" if layer.gain is None else f"{layer.gain:.2f}x"
+        gain = "-" if layer.gain is None else f"{layer.gain:.2g}x"
         why = "; ".join(f"{text} ({count})" for text, count in layer.why_dense.items())
         rows.append(
             f"{layer.denoiser:<14}  {layer.layer:>5}  {layer.tokens:>6}  "
             f"{f'{layer.sparse}/{layer.calls}':>12}  {layer.density:>7.3f}  {mass:>5}  "
-            f"{layer.saved:>5.0%}  {gain:>5}  {why}".rstrip()
+            f"{layer.saved:>5.0%}  {gain:>6}  {why}".rstrip()
         )
     return "\n".join(rows)

@@ -71,10 +71,14 @@ def canonical_cameras(views: int, size: int = 64) -> Cameras:
 def into_model_world(cameras: Cameras) -> tuple[Cameras, Float[Tensor, " 3"], float]:
     """Move cameras to look at the origin from 2.2; return the old centre and the scale."""
     forward, centres = cameras.w2c[:, 2, :3], cameras.centres
-    across = torch.eye(3) - forward[:, :, None] * forward[:, None]
-    # The axes of parallel cameras meet nowhere: a little of "near the first camera" decides.
-    system = across.sum(0) + 1e-6 * torch.eye(3)
-    centre = torch.linalg.solve(system, (across @ centres[..., None]).sum(0))[:, 0]
+    if len(cameras) == 1:
+        # One axis meets nothing: its point nearest to the world's origin is the centre.
+        centre = centres[0] - (centres[0] @ forward[0]) * forward[0]
+    else:
+        across = torch.eye(3) - forward[:, :, None] * forward[:, None]
+        # The axes of parallel cameras meet nowhere: a little of "near the origin" decides.
+        system = across.sum(0) + 1e-6 * torch.eye(3)
+        centre = torch.linalg.solve(system, (across @ centres[..., None]).sum(0))[:, 0]
     distance = (centres - centre).norm(dim=-1).mean().item()
     in_front = ((centre - centres) * forward).sum(-1)
     if not distance > 0 or bool((in_front <= 0).any()):

@@ -16,7 +16,7 @@ from skipstep.pipelines.splat.capture import Capture
 from skipstep.pipelines.splat.cost_volume import pixel_rays, sweep
 from skipstep.pipelines.splat.gaussians import Gaussians
 
-__all__ = ["depth_range", "neighbours", "sweep_depths", "swept_gaussians"]
+__all__ = ["agreement", "depth_range", "neighbours", "sweep_depths", "swept_gaussians"]
 
 NEIGHBOURS, PLANES = 4, 64
 

@@ -2,7 +2,8 @@
 
 For each new view (ARTDECO, Li et al. 2025, arXiv:2510.08551, and SurfelNeRF, Gao et al. 2023,
 arXiv:2304.08971):
-1. Depth by plane sweep against the views nearest to it that came before.
+1. Depth by plane sweep against the views nearest to it that came before; it counts where one of
+   their own depths agrees.
 2. Fusion. A Gaussian whose centre falls on a trusted pixel within one plane of its depth z is the
    same surface: its mean and colour become running means with weight W, W <- W + 1.
 3. Insertion. A pixel gets a new Gaussian with the chance
@@ -25,7 +26,7 @@ from torch import Tensor
 from skipstep.pipelines.splat.capture import Capture
 from skipstep.pipelines.splat.cost_volume import sweep
 from skipstep.pipelines.splat.gaussians import Gaussians
-from skipstep.pipelines.splat.plane_sweep import neighbours
+from skipstep.pipelines.splat.plane_sweep import agreement, neighbours
 from skipstep.pipelines.splat.refine import refine
 from skipstep.pipelines.splat.scene import mean_colour
 
@@ -61,6 +62,7 @@ class StreamingReconstructor:
     seed: int = 0
     scene: Gaussians | None = None
     views: list[Capture] = field(default_factory=list)
+    depths: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 < self.near < self.far:
@@ -87,6 +89,9 @@ class StreamingReconstructor:
         self.views.append(view)
         if len(self.views) == 1:
             return {"fused": 0, "inserted": 0}
+        if len(self.views) == 2:
+            self.depths = [self.sweep(0)]
+        self.depths.append(self.sweep(len(self.views) - 1))
         counts = self.extend(len(self.views) - 1)
         if len(self.views) == 2:
             first = self.extend(0)
@@ -112,13 +117,15 @@ class StreamingReconstructor:
         self.scene = made if self.scene is None else Gaussians.cat([self.scene, made])
         return {"fused": fused, "inserted": len(made)}
 
-    def depth_of(
-        self, newest: int
-    ) -> tuple[Float[Tensor, "height width"], Bool[Tensor, "height width"]]:
-        """Sweep one view against its nearest others; say which depths can be trusted."""
+    def group(self, view: int) -> list[int]:
+        """Return a view and its nearest others."""
         cameras = joined(self.views).cameras
-        near_ones = neighbours(cameras, min(NEIGHBOURS, len(self.views) - 1))[newest]
-        group = joined([self.views[view] for view in near_ones])
+        return neighbours(cameras, min(NEIGHBOURS, len(self.views) - 1))[view]
+
+    @torch.no_grad()
+    def sweep(self, newest: int) -> Float[Tensor, "2 height width"]:
+        """Return one view's depth by sweeping it against its nearest others, and the difference."""
+        group = joined([self.views[view] for view in self.group(newest)])
         z = 1 / torch.linspace(1 / self.near, 1 / self.far, PLANES)
         pictures = group.pictures[:, :3]
         opaque = torch.cat([pictures, torch.ones_like(pictures[:, :1])], 1)
@@ -128,7 +135,17 @@ class StreamingReconstructor:
             opaque[None], group.cameras.w2c[None], group.cameras.K[None], z, others=others
         )
         best = torch.nn.functional.avg_pool2d(dif[0, :1], 3, 1, 1)[0].min(0)
-        return z[best.indices], best.values < TRUSTED
+        return torch.stack([z[best.indices], best.values])
+
+    def depth_of(
+        self, newest: int
+    ) -> tuple[Float[Tensor, "height width"], Bool[Tensor, "height width"]]:
+        """Return one view's depth and where it can be trusted: another view agrees."""
+        chosen = self.group(newest)
+        cameras = joined([self.views[view] for view in chosen]).cameras
+        depths = torch.stack([self.depths[view][0] for view in chosen])
+        depth, difference = self.depths[newest]
+        return depth, (difference < TRUSTED) & (agreement(depths, cameras)[0] >= 1)
 
     def settle(self) -> None:
         """Refine on the newest view and on earlier ones."""

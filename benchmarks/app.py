@@ -276,7 +276,7 @@ def measure_fuzz(rounds: int, seed: int) -> None:
         secret.write_text('{"version": 1, "kind": "skipstep-schedule", "steps": 2, "compute": [0]}')
         folder = Path(inside).resolve()
         opened = Opened(folder)
-        small: dict[str, Any] = {"pixels": 64 * 64, "steps": 4, "calls": 8, "minutes": 0.1}
+        small: dict[str, Any] = {"pixels": 64 * 64, "steps": 6, "calls": 8, "minutes": 0.1}
         with serving(folder, **small, refine_steps=4, batch_rows=4) as (page, url):
             fuzzer = Fuzzer(page, url, secret, seed)
             fuzzer.round()

@@ -149,8 +149,9 @@ def test_a_full_line_says_so(
     url: str, page: Any, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert queue_settings()["max_size"] == page._queue.max_size == 32
-    monkeypatch.setattr(page._queue, "max_size", 0)
-    answer = ask("generate", "a sun", "", 0, 2, "64", None, "", "reference")
+    with monkeypatch.context() as patch:
+        patch.setattr(page._queue, "max_size", 0)
+        answer = ask("generate", "a sun", "", 0, 2, "64", None, "", "reference")
     assert answer.startswith("503") and "full" in answer
     assert "reference" in ask("models")
 

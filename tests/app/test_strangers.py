@@ -15,7 +15,7 @@ def test_nonsense_is_answered_in_words_and_opens_nothing(tmp_path: Path) -> None
     secret.write_text('{"version": 1, "kind": "skipstep-schedule", "steps": 2, "compute": [0]}')
     folder = (tmp_path / "served").resolve()
     opened = Opened(folder)
-    small: dict[str, Any] = {"pixels": 64 * 64, "steps": 4, "calls": 2, "batch_rows": 4}
+    small: dict[str, Any] = {"pixels": 64 * 64, "steps": 6, "calls": 2, "batch_rows": 4}
     with serving(folder, **small, refine_steps=4, minutes=0.1) as (page, url):
         fuzzer = Fuzzer(page, url, secret)
         with opened.watching():

@@ -79,23 +79,24 @@ class Comparing:
         truth = taken[0].pictures[place : place + 1]
         if (why := why_no_picture(truth)) is not None:
             return no_picture(row, why)
+        runs = [taken[number] for number in range(len(self.arms))]
+        fractions = [1.0 if run.report is None else run.report.fraction for run in runs]
         files: dict[str, bytes] = {}
         figures = {f"{BASELINE}.seconds": taken[0].seconds}
-        for number, arm in enumerate(self.arms):
-            run = taken[number]
+        for number, (arm, run) in enumerate(zip(self.arms, runs, strict=True)):
             picture = run.pictures[place : place + 1]
-            fraction = run.report.fraction if run.report is not None else 1.0
             described = describe_row(
                 row,
                 self.origin,
                 batch_size=count,
-                fraction=fraction,
+                fraction=fractions[number],
                 plugins=recipe_text(arm.plugins),
             )
             ending, content = encode(picture, described if self.metadata else None, self.clips)
             files[ending if number == 0 else f"arm{number}.{ending}"] = content
             if number > 0:
-                found = measure(picture, truth) | {"fraction": fraction, "seconds": run.seconds}
+                found = measure(picture, truth)
+                found |= {"fraction": fractions[number], "seconds": run.seconds}
                 figures |= {f"arm{number}.{name}": value for name, value in found.items()}
             else:
                 whole = described
@@ -105,11 +106,8 @@ class Comparing:
             files,
             whole | {"figures": {k: v for k, v in figures.items() if not k.endswith("seconds")}},
             batch_size=count,
-            seconds=sum(run.seconds for run in taken.values()),
-            fraction=sum(
-                run.report.fraction if run.report is not None else 1.0 for run in taken.values()
-            )
-            / len(taken),
+            seconds=sum(run.seconds for run in runs),
+            fraction=sum(fractions) / len(fractions),
             figures=figures,
         )
 

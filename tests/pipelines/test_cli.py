@@ -276,6 +276,12 @@ def test_version_is_the_package_s(command: Any) -> None:
         (("batch", "p.txt", "--mode", "plan"), "mode='plan' is not allowed: must be 'planned'"),
         (("batch", "p.txt", "--format", "png"), "format='png' is not allowed: must be 'folder'"),
         (("batch", "p.txt", "--timeout", "9"), "--timeout needs --workers 1 or more"),
+        (
+            ("batch", "p.txt", "--engine", "spark"),
+            "engine='spark' is not allowed: must be local or",
+        ),
+        (("batch", "p.txt", "--task", "draw"), "task='draw' is not allowed: must be 'pictures'"),
+        (("batch", "p.txt", "--task", "compare"), "--task compare needs an arm: -p easycache"),
     ],
 )
 def test_a_mistake_is_told_on_stderr_with_exit_code_2_and_no_traceback(

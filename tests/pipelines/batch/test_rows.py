@@ -22,7 +22,7 @@ def read(line: int = 5, **fields: Any) -> Row:
 def test_a_row_takes_what_it_does_not_say_from_the_job() -> None:
     row = read()
     assert (row.id, row.line, row.steps, row.guidance) == ("0000005", 5, 12, 3.0)
-    assert read(steps=4, guidance=1, size="64x32").group == (64, 32, 4, 1.0, False, "[]")
+    assert read(steps=4, guidance=1, size="64x32").group == (64, 32, None, 4, 1.0, False, "[]")
     assert read(guidance=None) == row
 
 

@@ -355,13 +355,13 @@ def live_storages() -> dict[int, int]:
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        ("flux", "easycache"),
         ("flux", "fbcache"),
-        ("flux", "taylorseer"),
-        ("pixart", "easycache"),
-        ("pixart", "fora"),
         ("pixart", "taylorseer"),
         ("sdxl", "deepcache"),
+        pytest.param("flux", "easycache", marks=pytest.mark.slow),
+        pytest.param("flux", "taylorseer", marks=pytest.mark.slow),
+        pytest.param("pixart", "easycache", marks=pytest.mark.slow),
+        pytest.param("pixart", "fora", marks=pytest.mark.slow),
     ],
 )
 def test_the_bytes_said_to_be_held_are_held(family: str, name: str) -> None:

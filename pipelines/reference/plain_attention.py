@@ -53,7 +53,7 @@ def plain_attention(enabled: bool = True) -> Iterator[None]:
     """Let every model called inside attend this way; the fused attention is back afterwards."""
     fused: Any = F.scaled_dot_product_attention
     if enabled:
-        F.scaled_dot_product_attention = attend  # type: ignore[assignment]
+        F.scaled_dot_product_attention = attend
     try:
         yield
     finally:

@@ -136,7 +136,7 @@ def encode_pictures(
     x = to_tensor(pixels)
     # A few at a time stay in a CPU's cache: five times as fast as all at once.
     both = torch.cat([x, x.flip(3)]).to(device)
-    parts = torch.split(both, 4 if device.type == "cpu" else 64)
+    parts = torch.split(both, 4 if device.type == "cpu" else len(both))
     with half_precision(device):
         z = torch.cat([model.encoder(part) for part in parts]).float()
     return torch.stack((z * model.config.scaling_factor).half().cpu().chunk(2))

@@ -298,11 +298,10 @@ def test_plain_attention_is_the_fused_one_with_its_gradients(kind: str) -> None:
     masks = {"none": None, "boolean": kept, "added": torch.randn(2, 1, 5, 7, dtype=torch.float64)}
     gradients = []
     for enabled in (False, True):
-        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-        a, b, c = inputs
+        a, b, c = (x.clone().requires_grad_() for x in (q, k, v))
         with plain_attention(enabled):
             out = F.scaled_dot_product_attention(a, b, c, attn_mask=masks[kind], scale=0.3)
-        gradients.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+        gradients.append([out, *torch.autograd.grad(out.square().sum(), [a, b, c])])
     for fused, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, fused)
 
@@ -327,9 +326,8 @@ def test_compiled_blocks_are_the_familys_and_keep_their_names(
         dataclasses.replace(recipe, training=settings),
         Accelerator(cpu=True, mixed_precision="no"),
     )
-    model = trainer.model
-    stacks: Any = (model.transformer_blocks, model.single_transformer_blocks)
-    assert compiled == [*stacks[0], *stacks[1]]
+    parts = [trainer.model.get_submodule(part) for part in FAMILIES["flux"].matrices]
+    assert compiled == [block for part in parts for block in part.children()]
     assert set(trainer.averaged()) == set(FAMILIES["flux"].new(recipe.denoiser).state_dict())
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from skipstep.benchmarks.rhythms import FIRST_PROMPT, draw
+from skipstep.benchmarks.forecasters import draw
+from skipstep.benchmarks.rhythms import FIRST_PROMPT
 from skipstep.pipelines.calibrate import calibrate_magcache, calibrate_teacache
 from skipstep.pipelines.metrics.fidelity import psnr
 from skipstep.pipelines.reference.load import load_reference

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipstep.benchmarks.rhythms import FIRST_PROMPT, draw
+from skipstep.benchmarks.forecasters import draw
+from skipstep.benchmarks.rhythms import FIRST_PROMPT
 from skipstep.caching.abcache import ABCache
 from skipstep.caching.forecasters.damped import allowed_noise_gain, longest_skip, noise_gain
 from skipstep.caching.forecasters.lagrange import Lagrange
@@ -64,9 +65,9 @@ def round_fp8(x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
 FORMATS: dict[str, Rounding | None] = {"fp32": None, "int8": round_int8, "fp8": round_fp8}
 
 
-def quantised(denoiser: nn.Module, rounding: Rounding) -> nn.Module:
+def quantised(denoiser: Any, rounding: Rounding) -> nn.Module:
     """Return a copy whose blocks' linear layers see rounded inputs and have rounded weights."""
-    found = copy.deepcopy(denoiser)
+    found: Any = copy.deepcopy(denoiser)
 
     def round_input(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return rounding(args[0], None), *args[1:]
@@ -76,7 +77,8 @@ def quantised(denoiser: nn.Module, rounding: Rounding) -> nn.Module:
             if isinstance(layer, nn.Linear):
                 layer.weight.data = rounding(layer.weight.data, (1,))
                 layer.register_forward_pre_hook(round_input)
-    return found
+    rounded: nn.Module = found
+    return rounded
 
 
 def outputs_of(denoiser: nn.Module, calls: list[Any]) -> list[Tensor]:

@@ -65,7 +65,7 @@ def round_fp8(x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
 FORMATS: dict[str, Rounding | None] = {"fp32": None, "int8": round_int8, "fp8": round_fp8}
 
 
-def quantised(denoiser: nn.Module, rounding: Rounding) -> nn.Module:
+def quantised(denoiser: Any, rounding: Rounding) -> nn.Module:
     """Return a copy whose blocks' linear layers see rounded inputs and have rounded weights."""
     found: Any = copy.deepcopy(denoiser)
 
@@ -77,7 +77,8 @@ def quantised(denoiser: nn.Module, rounding: Rounding) -> nn.Module:
             if isinstance(layer, nn.Linear):
                 layer.weight.data = rounding(layer.weight.data, (1,))
                 layer.register_forward_pre_hook(round_input)
-    return cast(nn.Module, found)
+    rounded: nn.Module = found
+    return rounded
 
 
 def outputs_of(denoiser: nn.Module, calls: list[Any]) -> list[Tensor]:

@@ -3,8 +3,9 @@ own for every stretch of time.
 
   v(x_t, t) = v_k(x_t, t),   t in (e_(k+1), e_k],   1 = e_0 > e_1 > ... > e_K = 0
 A step costs one of the networks, so each may be small and know its own noise levels alone; together
-they take K times the memory. Any recipe trains it, because to a recipe it is a module like others:
-every sample's gradient goes to the network of its time.
+they take K times the memory, and at equal size are no better on the plane (plane_suite.py). Any
+recipe trains it, because to a recipe it is a module like others: every sample's gradient goes to
+the network of its time.
 Differs from the authors' code: no features shared between the networks, and no residual network
 that would predict them; copies of one network to start from, so that distillation has a teacher.
 """

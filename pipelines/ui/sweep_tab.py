@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from skipstep.pipelines.pictures import data_uri
+from skipstep.pipelines.ui.limits import read_name
 from skipstep.pipelines.ui.long_runs import Part, Result, Step, progress_line
 from skipstep.pipelines.ui.page import Page, private
 from skipstep.pipelines.ui.recipe_box import working
@@ -102,7 +103,7 @@ class SweepTab:
 
     def change_plugin(self, plugin: str) -> tuple[Any, ...]:
         """Offer the options of another plugin."""
-        update, known = self.page.gradio.update, option_names(plugin)
+        update, known = self.page.gradio.update, option_names(read_name("plugin", plugin))
         first = OPTION if OPTION in known else known[0]
         return update(choices=known, value=first), update(choices=["", *known], value="")
 

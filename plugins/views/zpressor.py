@@ -30,7 +30,7 @@ class ZPressor(ViewPlugin):
     """Press many views into a few anchors."""
 
     name: ClassVar[str] = "zpressor"
-    summary: ClassVar[str] = "Presses many views into a few anchor views before they are fused."
+    summary: ClassVar[str] = "Presses many views into a few anchors and fuses those."
     paper: ClassVar[str] = "ZPressor (arXiv:2505.23734)"
     many_views: ClassVar[bool] = True
 

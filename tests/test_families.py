@@ -316,7 +316,11 @@ def test_the_reported_work_is_what_hooks_on_linear_layers_count(family: str, pre
         # Module by module or token by token: the tests of their spans count exactly.
         assert report.flops_done and report.flops_full
         done_all, full_all = sum(done.done.values()), sum(full.done.values())
-        assert done_all / full_all == pytest.approx(report.flops_done / report.flops_full, abs=0.1)
+        share = report.flops_done / report.flops_full
+        if tiny.denoiser == "unet":  # its convolutions, which no linear layer counts, always run
+            assert done_all / full_all < share
+        else:
+            assert done_all / full_all == pytest.approx(share, abs=0.1)
         assert report.fraction < 1
         return
     if preset in ("fastercache", "fora", "pab", "taylorseer", "tgate"):

@@ -19,6 +19,7 @@ VERBS = {
     "plugins",
     "plugins_off",
     "save_plugins",
+    "search",
 }
 HEAVY = {
     "accelerate",

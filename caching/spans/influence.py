@@ -64,7 +64,7 @@ def entropy(q: Float[Tensor, "n h s d"], k: Float[Tensor, "n h m d"]) -> Float[T
     """Return the entropy in nats of each query's attention, the mean over heads.
 
     >>> entropy(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 2, 4)).exp()
-    tensor([[2.0000]])
+    tensor([[2.]])
     """
     logits: Tensor = q.float() @ k.float().mT / math.sqrt(q.shape[-1])
     logs = torch.log_softmax(logits, dim=-1)
@@ -76,7 +76,7 @@ def best_of_patches(score: Float[Tensor, "n s"]) -> Float[Tensor, "n s"]:
     tokens are no square.
 
     >>> best_of_patches(torch.tensor([[0.0, 1.0, 5.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0]]))
-    tensor([[0., 0., 1., 0., 0., 1., 0., 1., 1.]])
+    tensor([[0., 0., 1., 0., 1., 0., 0., 1., 1.]])
     """
     side = math.isqrt(score.shape[1])
     if side * side != score.shape[1] or side < 2:

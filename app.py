@@ -21,6 +21,7 @@ from skipstep.pipelines.ui.server import (
     is_loopback,
     launch_settings,
     queue_settings,
+    share_heaps,
 )
 from skipstep.pipelines.ui.studio import Studio
 from skipstep.plugins.errors import PluginError
@@ -118,6 +119,7 @@ def serve(
         users.add_user(path, add_user, getpass.getpass(f"Password of {add_user}: "))
         typer.echo(f"{add_user} may come in: --auth-file {path}")
         return
+    share_heaps()
     limits = Limits()
     settings = launch_settings(
         limits,

@@ -100,6 +100,9 @@ def picture(seed: int) -> list[Any]:
 
 def measure_load(requests: int, clients: int, bursts: int) -> None:
     """Send all requests at once, again and again."""
+    from skipstep.pipelines.ui.server import share_heaps
+
+    share_heaps()
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (_, url):
         with httpx.Client(timeout=None) as client:
             call(client, url, "generate", picture(0))

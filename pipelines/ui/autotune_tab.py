@@ -148,7 +148,8 @@ class AutotuneTab:
                 scale=2,
             )
             value = gradio.Number(2.0, label="Value", minimum=0, step=0.1, elem_id="tune-value")
-            steps = gradio.Slider(5, page.limits.steps, value=20, step=1, label="Steps")
+            most = page.limits.steps
+            steps = gradio.Slider(2, most, value=min(20, most), step=1, label="Steps")
             trials = gradio.Slider(1, MOST_TRIALS, value=12, step=1, label="Trials")
             minutes = gradio.Number(5, label="Minutes", minimum=0.05, maximum=page.limits.minutes)
         prompts = gradio.Textbox(

@@ -11,6 +11,7 @@ from skipstep.pipelines.ui.limits import read_recipe
 from skipstep.pipelines.ui.page import Page, private, redrawing
 from skipstep.pipelines.ui.presets import CUSTOM, NONE, PLANNED, presets_of
 from skipstep.plugins import catalog
+from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import to_dict
 
 __all__ = ["RecipeBox", "working"]
@@ -138,6 +139,13 @@ class RecipeBox:
             return (update(),) * 4
         return self.take(recipe)
 
+    def is_same(self, recipe: str, words: str) -> bool:
+        """Say whether two recipes mean the same; one that cannot be read means nothing."""
+        try:
+            return self.read(recipe) == self.read(words)
+        except PluginError:
+            return False
+
     def take(self, recipe: str) -> tuple[Any, ...]:
         """Put a recipe from elsewhere into the form; the values are those of `parts`."""
         chosen, names = self.read(recipe)
@@ -157,12 +165,16 @@ class RecipeBox:
                     sorts.append(control.sort)
         counts = [len(controls_of(name)) for name in names]
 
-        def spell(*values: Any) -> tuple[Any, ...]:
+        def spell(recipe: str, *values: Any) -> tuple[Any, ...]:
             listed, start = [], 0
             for name, count in zip(names, counts, strict=True):
                 listed.append(with_values(name, values[start : start + count]))
                 start += count
-            return recipe_words(listed), CUSTOM
+            words = recipe_words(listed)
+            # Who leaves an untouched control may be typing the next recipe already.
+            if self.is_same(recipe, words):
+                return (gradio.update(),) * 2
+            return words, CUSTOM
 
         for widget, sort in zip(widgets, sorts, strict=True):
             # A text is read when it is complete; half a list is no YAML. What is not touched says
@@ -171,7 +183,7 @@ class RecipeBox:
             gradio.on(
                 triggers,
                 self.page.handled(spell),
-                widgets,
+                [self.recipe, *widgets],
                 [self.recipe, self.preset],
                 trigger_mode="always_last",
                 **private(queue=False),

@@ -244,7 +244,7 @@ def test_the_page_works_with_the_keyboard_alone(page: Any) -> None:
     page.get_by_role("tab", name="Create").focus()
     for place in ("video", "compare", "sweep", "autotune", "3d", "batch", "plugins"):
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.getAttribute('aria-controls')").endswith(place)
+        assert page.evaluate("document.activeElement.dataset.tabId") == place
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('#prompt') !== null")
     page.keyboard.press("Control+A")

@@ -5,13 +5,20 @@ import inspect
 import sys
 from collections.abc import MutableMapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from skipstep.app import main
 from skipstep.pipelines.ui.limits import Limits
-from skipstep.pipelines.ui.server import Guard, import_gradio, is_loopback, launch_settings
+from skipstep.pipelines.ui.server import (
+    Guard,
+    import_gradio,
+    is_loopback,
+    launch_settings,
+    share_heaps,
+)
 from skipstep.pipelines.ui.users import add_user, read_users
 from skipstep.plugins.errors import PluginError
 
@@ -23,6 +30,21 @@ def test_it_listens_on_this_machine_and_leaves_nothing_to_the_environment() -> N
     for name in ("show_error", "enable_monitoring", "run_history", "mcp_server", "ssr_mode", "pwa"):
         assert found[name] is False
     assert found["strict_cors"] is True and found["footer_links"] == []
+
+
+@pytest.mark.parametrize(("given", "asked"), [(None, [(-8, 2)]), ("4", [])])
+def test_threads_share_two_heaps_unless_the_environment_says_how_many(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, asked: list[tuple[int, int]]
+) -> None:
+    calls: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *what: calls.append(what))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    if given is not None:
+        monkeypatch.setenv("MALLOC_ARENA_MAX", given)
+    share_heaps()
+    assert calls == asked
 
 
 def test_every_setting_is_one_of_gradios(tmp_path: Path) -> None:

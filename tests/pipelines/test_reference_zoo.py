@@ -443,7 +443,9 @@ def test_stored_pictures_come_back_whole(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused_with_those_there_are() -> None:
-    with pytest.raises(PluginError, match="no reference model 'portrait': choose one of joint, picture,"):
+    with pytest.raises(
+        PluginError, match="no reference model 'portrait': choose one of joint, picture,"
+    ):
         load_reference("portrait")
 
 

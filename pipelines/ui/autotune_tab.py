@@ -169,6 +169,7 @@ class AutotuneTab:
             )
         line = gradio.Textbox(
             label="Recipe",
+            elem_id="tune-recipe",
             interactive=False,
             visible=False,
             buttons=["copy"],

@@ -18,7 +18,13 @@ from pydantic import ConfigDict, Field
 from skipstep.caching.base import CachePlugin, FinalSteps, Parts, WarmupSteps
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.gates.interval import IntervalGate
-from skipstep.caching.spans.influence import InfluentialTokens, TermWeight
+from skipstep.caching.spans.influence import (
+    EntropyWeight,
+    InfluenceWeight,
+    InfluentialTokens,
+    SpreadBonus,
+    WaitingWeight,
+)
 from skipstep.caching.spans.tokens import Share
 
 __all__ = ["ToCa"]
@@ -38,16 +44,10 @@ class ToCa(CachePlugin):
     final_steps: FinalSteps = 0
     interval: Annotated[int, Field(ge=1, le=100, description="N: one step in N is computed.")] = 3
     share: Share = 0.1
-    influence: Annotated[
-        TermWeight, Field(description="l_1: weight of the attention a token receives.")
-    ] = 1.0
-    entropy: Annotated[
-        TermWeight, Field(description="l_2: weight of the entropy of its attention to the text.")
-    ] = 0.0
-    waiting: Annotated[TermWeight, Field(description="l_3: weight of the waiting time.")] = 0.25
-    spread: Annotated[
-        TermWeight, Field(description="l_4: bonus of the best of every 2 x 2 tokens.")
-    ] = 0.6
+    influence: InfluenceWeight = 1.0
+    entropy: EntropyWeight = 0.0
+    waiting: WaitingWeight = 0.25
+    spread: SpreadBonus = 0.6
 
     def parts(self) -> Parts:
         """Return interval gate x reuse x influential tokens."""

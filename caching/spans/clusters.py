@@ -29,8 +29,9 @@ from torch import Tensor
 
 from skipstep.caching.passes import Pass
 from skipstep.caching.spans.feed_forwards import FeedForward, Outputs, SomeTokens, first_skips
+from skipstep.kernels.kmeans import kmeans
 
-__all__ = ["ClusterCount", "Clusters", "Propagation", "nearest_tokens", "token_clusters"]
+__all__ = ["ClusterCount", "Clusters", "Propagation", "representatives"]
 
 ClusterCount = Annotated[
     int, Field(ge=1, le=1024, description="K: clusters, and tokens that a skip computes.")
@@ -46,49 +47,22 @@ Propagation = Annotated[
 ]
 
 
-def squared_distances(
-    x: Float[Tensor, "n s c"], centres: Float[Tensor, "n k c"]
-) -> Float[Tensor, "n s k"]:
-    """Return |x_s - m_k|^2 up to |x_s|^2, which is the same for all k."""
-    return (centres**2).sum(-1)[:, None] - 2 * x @ centres.mT
-
-
-def token_clusters(x: Float[Tensor, "n s c"], k: int, *, rounds: int) -> Int[Tensor, "n s"]:
-    """Return the cluster of every token by `rounds` of Lloyd's k-means.
-
-    The first means are evenly spaced tokens. A cluster that loses its tokens keeps its mean.
-
-    >>> token_clusters(torch.tensor([[[0.0], [9.0], [0.1], [9.1]]]), 2, rounds=3)
-    tensor([[0, 1, 0, 1]])
-    """
-    x = x.float()
-    tokens = x.shape[1]
-    k = min(k, tokens)
-    first = torch.arange(k, device=x.device) * tokens // k
-    centres = x[:, first]
-    clusters = squared_distances(x, centres).argmin(-1)
-    for _ in range(rounds):
-        member = torch.nn.functional.one_hot(clusters, k).to(x.dtype)  # [n, s, k]
-        count = member.sum(1)[..., None]
-        centres = torch.where(count > 0, member.mT @ x / count.clamp_min(1), centres)
-        clusters = squared_distances(x, centres).argmin(-1)
-    return clusters
-
-
-def nearest_tokens(
-    x: Float[Tensor, "n s c"], clusters: Int[Tensor, "n s"], k: int
-) -> Int[Tensor, "n k"]:
-    """Return the token of each cluster that lies nearest to its mean; 0 for an empty cluster.
+def representatives(
+    x: Float[Tensor, "n s c"], k: int, *, rounds: int
+) -> tuple[Int[Tensor, "n s"], Int[Tensor, "n k"]]:
+    """Return the cluster of every token, at most k of them, and the token nearest to each cluster's
+    mean; 0 for an empty cluster.
 
     >>> x = torch.tensor([[[0.0], [9.0], [2.0], [9.5], [1.0]]])
-    >>> nearest_tokens(x, torch.tensor([[0, 1, 0, 1, 0]]), 2)
-    tensor([[4, 1]])
+    >>> representatives(x, 2, rounds=3)
+    (tensor([[0, 1, 0, 1, 0]]), tensor([[4, 1]]))
     """
     x = x.float()
-    member = torch.nn.functional.one_hot(clusters, k).to(x.dtype)
-    centres = member.mT @ x / member.sum(1)[..., None].clamp_min(1)
-    distance = squared_distances(x, centres) + (x**2).sum(-1, keepdim=True)
-    return distance.masked_fill(member == 0, torch.inf).argmin(1)
+    found = kmeans(x, min(k, x.shape[1]), iterations=rounds + 1)
+    clusters = found.ids.long()
+    distances = torch.cdist(x, found.centroids, compute_mode="donot_use_mm_for_euclid_dist")
+    is_other = clusters[..., None] != torch.arange(distances.shape[2], device=x.device)
+    return clusters, distances.masked_fill(is_other, torch.inf).argmin(1)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -141,10 +115,8 @@ class Clusters(SomeTokens):
         if rows and keys not in pass_.trace:
             pass_.trace[keys] = True
             values = memory.noted(("deepest", tokens), rows)
-            flat = values.flatten(0, 1)
-            found = token_clusters(flat, self.clusters, rounds=self.rounds)
-            chosen = nearest_tokens(flat, found, min(self.clusters, tokens))
-            for key, each in zip(keys, (found, chosen), strict=True):
+            found = representatives(values.flatten(0, 1), self.clusters, rounds=self.rounds)
+            for key, each in zip(keys, found, strict=True):
                 memory.note(key, each.reshape(*values.shape[:2], -1), rows)
         clusters, chosen = (memory.noted(key, pass_.rows).flatten(0, 1) for key in keys)
         return clusters, chosen

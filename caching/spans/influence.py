@@ -44,9 +44,20 @@ from skipstep.caching.spans.modules import ModulePlace
 from skipstep.caching.spans.tokens import Share
 from skipstep.caching.tree import select_rows
 
-__all__ = ["InfluentialTokens", "TermWeight", "best_of_patches", "entropy", "received"]
+__all__ = ["EntropyWeight", "InfluenceWeight", "InfluentialTokens", "SpreadBonus", "WaitingWeight"]
+__all__ += ["best_of_patches", "entropy", "received"]
 
 TermWeight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+InfluenceWeight = Annotated[
+    TermWeight, Field(description="l_1: weight of the attention a token receives.")
+]
+EntropyWeight = Annotated[
+    TermWeight, Field(description="l_2: weight of the entropy of its attention to the text.")
+]
+WaitingWeight = Annotated[TermWeight, Field(description="l_3: weight of the waiting time.")]
+SpreadBonus = Annotated[
+    TermWeight, Field(description="l_4: bonus of the best of every 2 x 2 tokens.")
+]
 
 
 def received(q: Float[Tensor, "n h m d"], k: Float[Tensor, "n h s d"]) -> Float[Tensor, "n s"]:
@@ -108,16 +119,10 @@ class InfluentialTokens(SomeTokens):
         "influential_tokens"
     )
     share: Share = 0.1
-    influence: Annotated[
-        TermWeight, Field(description="l_1: weight of the attention a token receives.")
-    ] = 1.0
-    entropy: Annotated[
-        TermWeight, Field(description="l_2: weight of the entropy of its attention to the text.")
-    ] = 0.0
-    waiting: Annotated[TermWeight, Field(description="l_3: weight of the waiting time.")] = 0.25
-    spread: Annotated[
-        TermWeight, Field(description="l_4: bonus of the best of every 2 x 2 tokens.")
-    ] = 0.6
+    influence: InfluenceWeight = 1.0
+    entropy: EntropyWeight = 0.0
+    waiting: WaitingWeight = 0.25
+    spread: SpreadBonus = 0.6
     depth_slope: Annotated[
         float,
         Field(ge=0, le=1, description="w: how much more front blocks refresh than rear ones."),

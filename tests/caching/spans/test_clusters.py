@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skipstep.caching.clusca import ClusCa
 from skipstep.caching.product import Cache
-from skipstep.caching.spans.clusters import nearest_tokens, token_clusters
+from skipstep.caching.spans.clusters import representatives
 from skipstep.testing import run, tiny_pipeline
 from tests.test_oracles import computed_steps, enabled, exchanged
 
@@ -19,35 +19,17 @@ STEPS = 10
 COMPUTES = computed_steps(warmup=2, interval=3, final=0)
 
 
-def spread(x: Tensor, clusters: Tensor) -> float:
-    """Return the sum of squared distances to the clusters' means."""
-    groups = [x[clusters == c] for c in set(clusters.flatten().tolist())]
-    return float(sum((group - group.mean(0)).square().sum() for group in groups))
-
-
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), tokens=st.integers(1, 20), k=st.integers(1, 24))
-def test_rounds_never_widen_the_clusters_and_a_representative_is_a_member(
-    seed: int, tokens: int, k: int
-) -> None:
-    x = torch.randn(1, tokens, 3, generator=torch.Generator().manual_seed(seed))
-    widths = [spread(x[0], token_clusters(x, k, rounds=n)[0]) for n in range(5)]
-    assert all(b <= a + 1e-4 for a, b in zip(widths, widths[1:], strict=False))
-    clusters = token_clusters(x, k, rounds=4)
-    found = nearest_tokens(x, clusters, min(k, tokens))[0]
-    for cluster in set(clusters.flatten().tolist()):
-        members = (clusters[0] == cluster).nonzero()[:, 0]
-        mean = x[0, members].mean(0)
-        nearest = members[(x[0, members] - mean).norm(dim=1).argmin()]
-        torch.testing.assert_close(
-            (x[0, found[cluster]] - mean).norm(), (x[0, nearest] - mean).norm()
-        )
-
-
-def test_samples_are_clustered_each_for_itself() -> None:
-    x = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(0))
-    alone = torch.cat([token_clusters(each[None], 4, rounds=3) for each in x])
-    assert torch.equal(token_clusters(x, 4, rounds=3), alone)
+def test_a_representative_is_the_member_nearest_to_the_mean(seed: int, tokens: int, k: int) -> None:
+    x = torch.randn(2, tokens, 3, generator=torch.Generator().manual_seed(seed))
+    clusters, found = representatives(x, k, rounds=4)
+    for sample, ids, chosen in zip(x, clusters, found, strict=True):
+        for cluster in set(ids.tolist()):
+            members = (ids == cluster).nonzero()[:, 0]
+            assert chosen[cluster] in members
+            distances = (sample - sample[members].mean(0)).norm(dim=1)
+            torch.testing.assert_close(distances[chosen[cluster]], distances[members].min())
 
 
 def test_clusca_equals_a_loop_by_hand() -> None:
@@ -79,8 +61,7 @@ def test_clusca_equals_a_loop_by_hand() -> None:
                 if number == len(blocks) - 1:
                     deepest[0] = y
                 return y
-            clusters = token_clusters(deepest[0], 3, rounds=5)
-            chosen = nearest_tokens(deepest[0], clusters, 3)
+            clusters, chosen = representatives(deepest[0], 3, rounds=5)
             result = kept[0].clone()
             for sample in range(len(x)):
                 for token in range(x.shape[1]):

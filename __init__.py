@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from skipstep.plugins.verbs import install as _install
 
 if TYPE_CHECKING:
-    from skipstep.pipelines.comparison import Comparison
-    from skipstep.pipelines.tuning import Tuning
+    from skipstep.pipelines.compare.comparison import Comparison
+    from skipstep.pipelines.tune.tuning import Tuning
     from skipstep.plugins.lifecycle import Handle
     from skipstep.samplers.search.sampler import Found
 
@@ -54,15 +54,15 @@ _LAZY = {
     "ExponentialAdamsScheduler": "skipstep.samplers.solvers.scheduler",
     "PluginError": "skipstep.plugins.errors",
     "Report": "skipstep.plugins.report",
-    "autotune": "skipstep.pipelines.autotune",
-    "calibrate_magcache": "skipstep.pipelines.calibrate",
-    "calibrate_quantized": "skipstep.pipelines.calibrate",
-    "calibrate_solver": "skipstep.pipelines.calibrate_solver",
-    "calibrate_teacache": "skipstep.pipelines.calibrate",
-    "compare": "skipstep.pipelines.compare",
-    "evolve_plan": "skipstep.pipelines.ecad",
+    "autotune": "skipstep.pipelines.tune.autotune",
+    "calibrate_magcache": "skipstep.pipelines.tune.calibrate",
+    "calibrate_quantized": "skipstep.pipelines.tune.calibrate",
+    "calibrate_solver": "skipstep.pipelines.tune.calibrate_solver",
+    "calibrate_teacache": "skipstep.pipelines.tune.calibrate",
+    "compare": "skipstep.pipelines.compare.run",
+    "evolve_plan": "skipstep.pipelines.tune.ecad",
     "load_reference": "skipstep.pipelines.reference",
-    "plan_cache": "skipstep.pipelines.plan",
+    "plan_cache": "skipstep.pipelines.tune.plan",
     "search": "skipstep.pipelines.search",
 }
 
@@ -78,14 +78,14 @@ def enable(pipe: Any, plugin: Any, *, replace: bool = False, **options: Any) -> 
 
 def _compare(self: Any, prompts: Sequence[Any], arms: Any = None, **options: Any) -> "Comparison":
     """Run every arm and the uncached pipeline on the same prompts and seeds: `skipstep.compare`."""
-    from skipstep.pipelines.compare import compare
+    from skipstep.pipelines.compare.run import compare
 
     return compare(self, prompts, arms, **options)
 
 
 def _autotune(self: Any, prompts: Sequence[Any] | None = None, **options: Any) -> "Tuning":
     """Find and enable the recipe that meets a target: `skipstep.autotune`."""
-    from skipstep.pipelines.autotune import autotune
+    from skipstep.pipelines.tune.autotune import autotune
 
     return autotune(self, prompts, **options)
 

@@ -111,7 +111,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the page."""
-    from skipstep.pipelines.cli_options import use_threads
+    from skipstep.pipelines.cli.options import use_threads
     from skipstep.pipelines.ui import users
 
     if add_user is not None:

@@ -17,8 +17,8 @@ from rich.table import Table
 
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
-from skipstep.pipelines.trial import Outcome
-from skipstep.pipelines.tuning import Tuning
+from skipstep.pipelines.tune.trial import Outcome
+from skipstep.pipelines.tune.tuning import Tuning
 
 TARGETS = (("target_speedup", 2.0), ("min_psnr", 35.0))
 

@@ -14,11 +14,11 @@ import torch
 
 from skipstep.benchmarks.rhythms import FIRST_PROMPT
 from skipstep.caching.abcache import ABCache
-from skipstep.pipelines.ecad import Evolved, evolve_plan
-from skipstep.pipelines.plan import plan_cache
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
-from skipstep.pipelines.trial import Trier
+from skipstep.pipelines.tune.ecad import Evolved, evolve_plan
+from skipstep.pipelines.tune.plan import plan_cache
+from skipstep.pipelines.tune.trial import Trier
 
 SHARES = (0.4, 0.5, 0.65)
 

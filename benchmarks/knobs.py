@@ -21,11 +21,11 @@ import torch
 
 from skipstep.benchmarks.forecasters import draw
 from skipstep.benchmarks.rhythms import FIRST_PROMPT
-from skipstep.pipelines.calibrate import calibrate_magcache, calibrate_teacache
 from skipstep.pipelines.metrics.fidelity import psnr
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
-from skipstep.pipelines.trial import work_of
+from skipstep.pipelines.tune.calibrate import calibrate_magcache, calibrate_teacache
+from skipstep.pipelines.tune.trial import work_of
 from skipstep.plugins import catalog
 
 Setting = dict[str, Any]

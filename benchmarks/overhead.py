@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from skipstep.pipelines.compare import describe_machine
-from skipstep.pipelines.comparison import Ratio
+from skipstep.pipelines.compare.comparison import Ratio
+from skipstep.pipelines.compare.run import describe_machine
 from skipstep.plugins import options
 
 PLAIN = "no plugin"

@@ -1,7 +1,7 @@
 """Does what other tunings measured bring a new one to its front in fewer trials?
 
     python -m benchmarks.ranker --measure           measures every arm of every task (2 CPU
-                                                    minutes) and writes pipelines/tune_prior.json
+                                                    minutes) and writes pipelines/tune/prior.json
     python -m benchmarks.ranker                     plays the tunings again from that file
 
 A task is a reference model with a number of steps, a guidance and a scheduler. Every arm of the
@@ -24,8 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from skipstep.pipelines.tune_arms import ArmSpace, Params, describe, known_forecasters
-from skipstep.pipelines.tune_ranker import (
+from skipstep.pipelines.tune.arms import ArmSpace, Params, describe, known_forecasters
+from skipstep.pipelines.tune.ranker import (
     PRIOR,
     Outlook,
     Ranker,
@@ -56,11 +56,11 @@ Search = Callable[[Task, int], Iterator[Seen]]
 
 def measure(about: dict[str, Any]) -> Task:
     """Measure every arm of the grid on one task."""
-    from skipstep.pipelines.plan import instrument
     from skipstep.pipelines.reference.load import load_reference
     from skipstep.pipelines.reference.prompts import load_prompts
-    from skipstep.pipelines.trial import Trier
-    from skipstep.pipelines.tune_solvers import Solvers
+    from skipstep.pipelines.tune.plan import instrument
+    from skipstep.pipelines.tune.solvers import Solvers
+    from skipstep.pipelines.tune.trial import Trier
     from skipstep.plugins.errors import PluginError
 
     torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def by_lot(task: Task, seed: int) -> Iterator[Seen]:
 
 def space_of(task: Task) -> ArmSpace:
     """Return the space of a task without its pipeline, to draw proposals from."""
-    from skipstep.pipelines.plan import Trajectories
+    from skipstep.pipelines.tune.plan import Trajectories
 
     def names(option: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(s.params[option] for s in task.trials if option in s.params))

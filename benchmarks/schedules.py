@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from skipstep.caching.gates.schedule import Schedule
-from skipstep.pipelines.compare import describe_machine
-from skipstep.pipelines.plan import HALF_A_LINE, instrument, schedule_cache
+from skipstep.pipelines.compare.run import describe_machine
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
-from skipstep.pipelines.trial import Trier
+from skipstep.pipelines.tune.plan import HALF_A_LINE, instrument, schedule_cache
+from skipstep.pipelines.tune.trial import Trier
 
 FORECASTERS: dict[str, Any] = {
     "reuse": "reuse",

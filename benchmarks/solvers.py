@@ -348,9 +348,9 @@ def reference(scales: Sequence[float], counts: Sequence[int], files: Sequence[Pa
     the median and the mean are over pictures. Peers are asked at four shifts each, and the best of
     all in each column is printed.
     """
-    from skipstep.pipelines.calibrate_solver import SolverCalibration
     from skipstep.pipelines.reference import load_reference
     from skipstep.pipelines.reference.prompts import load_prompts
+    from skipstep.pipelines.tune.calibrate_solver import SolverCalibration
     from skipstep.samplers.solvers.solver_file import SolverFile
 
     prompts = [each["prompt"] for each in load_prompts()][2::32]

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from skipstep.kernels.block_scores import antidiagonal_scores
 from skipstep.kernels.permute import gilbert_order
-from skipstep.pipelines.compare import describe_machine
+from skipstep.pipelines.compare.run import describe_machine
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
-from skipstep.pipelines.trial import Trier
+from skipstep.pipelines.tune.trial import Trier
 from skipstep.plugins.attention.block_sparse import METHODS
 from skipstep.plugins.attention.layout import Layout
 from skipstep.plugins.attention.methods.base import Choice, Grid, Scene, SparseAttention

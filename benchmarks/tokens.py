@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from skipstep.pipelines.compare import describe_machine
+from skipstep.pipelines.compare.run import describe_machine
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
-from skipstep.pipelines.trial import Outcome, Trier
+from skipstep.pipelines.tune.trial import Outcome, Trier
 from skipstep.plugins import options
 from skipstep.plugins.catalog import load
 

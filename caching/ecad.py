@@ -8,7 +8,7 @@ not made for, and says so.
 Interval gate that computes the first step x reuse x planned modules; `skipstep.evolve_plan` finds
 plans, and the form of their files is in `skipstep.caching.spans.planned`.
 
-Differs from the authors' code: see there, and `skipstep.pipelines.ecad` for the search.
+Differs from the authors' code: see there, and `skipstep.pipelines.tune.ecad` for the search.
 """
 
 from typing import Annotated, Any, ClassVar, Literal

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipstep.pipelines.compare import device_of, prompt_parameter, silent
+from skipstep.pipelines.compare.run import device_of, prompt_parameter, silent
 from skipstep.plugins.errors import BadOption, Incompatible, PluginError
 from skipstep.plugins.lifecycle import manager_of
 from skipstep.samplers.search.best_of import BestOf

@@ -98,7 +98,7 @@ def skipstep(pipe: Any, setting: str, steps: int) -> Call:
         pipe.enable_plugin(fitted(pipe, count, steps))
         return lambda **call: pipe(**{**call, "num_inference_steps": count})
     if name == "magcache":
-        from skipstep.pipelines.calibrate import calibrate_magcache
+        from skipstep.pipelines.tune.calibrate import calibrate_magcache
 
         calibrated = calibrate_magcache(pipe, [PROMPT], num_inference_steps=steps)
         given = {"ratios": calibrated.ratios, **given}
@@ -108,8 +108,8 @@ def skipstep(pipe: Any, setting: str, steps: int) -> Call:
 
 def planned(pipe: Any, chosen: dict[str, Any], steps: int) -> Any:
     """Return a planned cache; one recording of each feature serves all shares."""
-    from skipstep.pipelines.plan import instrument
     from skipstep.pipelines.reference.prompts import load_prompts
+    from skipstep.pipelines.tune.plan import instrument
 
     feature = "output" if chosen["span"] == "output" else "residual"
     if (steps, feature) not in RECORDED:
@@ -125,7 +125,7 @@ def planned(pipe: Any, chosen: dict[str, Any], steps: int) -> Any:
 def fitted(pipe: Any, count: int, steps: int) -> Any:
     """Return a solver of `count` steps, fitted to where the pipeline ends in `steps`."""
     from skipstep.pipelines.reference.prompts import load_prompts
-    from skipstep.pipelines.tune_solvers import CALIBRATED, Solvers
+    from skipstep.pipelines.tune.solvers import CALIBRATED, Solvers
 
     if steps not in FITTED:
         prompts = [prompt["prompt"] for prompt in load_prompts()[1::64]]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skipstep.pipelines.intervals import bootstrap_interval
+from skipstep.pipelines.compare.intervals import bootstrap_interval
 
 __all__ = [
     "Fidelity",

@@ -21,8 +21,8 @@ from skipstep.benchmarks.peers.fronts import (
     verdict,
 )
 from skipstep.benchmarks.peers.protocol import Answer, Measured
-from skipstep.pipelines.comparison import Ratio
-from skipstep.pipelines.intervals import Estimate, estimate
+from skipstep.pipelines.compare.comparison import Ratio
+from skipstep.pipelines.compare.intervals import Estimate, estimate
 
 __all__ = ["DISTANCE", "PSNR", "RANGES", "SPEEDS", "fronts_of", "judged", "refusals", "table"]
 

@@ -14,7 +14,6 @@ from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
-from skipstep.pipelines.arms import read_arms, read_recipe
 from skipstep.pipelines.batch.engines import Engine
 from skipstep.pipelines.batch.job import Job, count_rows, run_batch
 from skipstep.pipelines.batch.progress import lines, progress_bar
@@ -23,6 +22,7 @@ from skipstep.pipelines.batch.runner import Event, Tell
 from skipstep.pipelines.batch.stopping import Stopped, Unwritable
 from skipstep.pipelines.batch.tasks import TaskName
 from skipstep.pipelines.batch.totals import Totals
+from skipstep.pipelines.compare.arms import read_arms, read_recipe
 from skipstep.pipelines.generate import load_pipeline
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import show

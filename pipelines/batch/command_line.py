@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from skipstep.pipelines.cli_options import (
+from skipstep.pipelines.cli.options import (
     Device,
     Dtype,
     Guidance,

@@ -9,16 +9,16 @@ batch to batch, in one process, so that a machine that slows down slows all of t
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from skipstep.pipelines.arms import BASELINE, Arm, read_arms
 from skipstep.pipelines.batch.drawing import arguments_of, encode, no_picture, quiet_pipeline
 from skipstep.pipelines.batch.making import Made, why_no_picture
 from skipstep.pipelines.batch.manifests import Outcome
 from skipstep.pipelines.batch.metadata import describe_row, origin_of
 from skipstep.pipelines.batch.rows import Row, recipe_text
-from skipstep.pipelines.compare import run_arm
-from skipstep.pipelines.intervals import estimate
+from skipstep.pipelines.compare.arms import BASELINE, Arm, read_arms
+from skipstep.pipelines.compare.intervals import estimate
+from skipstep.pipelines.compare.run import run_arm
+from skipstep.pipelines.compare.tally import Batch, Taken
 from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, ssim
-from skipstep.pipelines.tally import Batch, Taken
 
 __all__ = ["Comparing", "sum_up"]
 

@@ -21,7 +21,7 @@ from skipstep.pipelines.batch.making import Made, why_no_picture
 from skipstep.pipelines.batch.metadata import describe_row, origin_of, parameters
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.clip_files import FRAMES_PER_SECOND, clip_bytes
-from skipstep.pipelines.compare import prompt_parameter
+from skipstep.pipelines.compare.run import prompt_parameter
 from skipstep.pipelines.generate import size_arguments
 from skipstep.pipelines.pictures import read_pictures, to_bytes, to_image, to_png
 from skipstep.plugins.errors import Incompatible

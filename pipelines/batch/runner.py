@@ -30,7 +30,7 @@ from skipstep.pipelines.batch.plan import Batch, Plan, PlanMismatch, batches_of
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop, Stopped, Unwritable
 from skipstep.pipelines.batch.tasks import open_task
-from skipstep.pipelines.compare import describe_machine
+from skipstep.pipelines.compare.run import describe_machine
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.fingerprint import fingerprint
 

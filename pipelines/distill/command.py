@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from skipstep.pipelines.cli_options import Device, Dtype, Model, Threads, load
+from skipstep.pipelines.cli.options import Device, Dtype, Model, Threads, load
 
 if TYPE_CHECKING:
     from skipstep.pipelines.distill.job import DistillJob

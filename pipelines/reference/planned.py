@@ -11,9 +11,9 @@ from pathlib import Path
 
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
-from skipstep.pipelines.plan import HALF_A_LINE, plan_cache, schedule_cache
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
+from skipstep.pipelines.tune.plan import HALF_A_LINE, plan_cache, schedule_cache
 
 __all__ = ["STEPS", "planned_cache"]
 

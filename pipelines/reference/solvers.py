@@ -11,9 +11,9 @@ in this folder were made before the winner was fitted once more on all noises.
 import argparse
 from pathlib import Path
 
-from skipstep.pipelines.calibrate_solver import SolverCalibration
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
+from skipstep.pipelines.tune.calibrate_solver import SolverCalibration
 from skipstep.samplers.solvers.calibrated import Calibrated
 from skipstep.samplers.solvers.solver_file import SolverFile
 

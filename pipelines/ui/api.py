@@ -11,7 +11,7 @@ from typing import Any
 
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop
-from skipstep.pipelines.comparison import Comparison
+from skipstep.pipelines.compare.comparison import Comparison
 from skipstep.pipelines.ui.album import read_picture_settings
 from skipstep.pipelines.ui.autotune_tab import recipe_of, run_autotune
 from skipstep.pipelines.ui.batch_desk import BatchDesk

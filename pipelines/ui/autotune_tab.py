@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
-from skipstep.pipelines.autotune import autotune
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.progress import Progress
-from skipstep.pipelines.tune_request import TARGETS
-from skipstep.pipelines.tuning import Tuning
+from skipstep.pipelines.tune.autotune import autotune
+from skipstep.pipelines.tune.request import TARGETS
+from skipstep.pipelines.tune.tuning import Tuning
 from skipstep.pipelines.ui.controls import recipe_words
 from skipstep.pipelines.ui.limits import (
     Limits,

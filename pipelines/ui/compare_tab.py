@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from skipstep.pipelines.batch.stopping import Stop
-from skipstep.pipelines.compare import compare
-from skipstep.pipelines.compare_page import page as compare_page
-from skipstep.pipelines.comparison import Comparison
+from skipstep.pipelines.compare.comparison import Comparison
+from skipstep.pipelines.compare.page import page as compare_page
+from skipstep.pipelines.compare.run import compare
 from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.ui.limits import Limits, read_arms_text, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model

@@ -10,10 +10,10 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from skipstep.pipelines.compare.verdicts import FULL
 from skipstep.pipelines.pictures import data_uri
 from skipstep.pipelines.ui.figures import Figure
 from skipstep.pipelines.ui.studio import Progress
-from skipstep.pipelines.verdicts import FULL
 from skipstep.plugins.listing import Listing
 
 __all__ = [

@@ -22,15 +22,15 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from skipstep.pipelines.arms import Arm
 from skipstep.pipelines.batch.making import in_words, is_out_of_memory, why_no_picture
 from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop, Stopped
-from skipstep.pipelines.compare import device_of, learning_steps, prompt_parameter
+from skipstep.pipelines.compare.arms import Arm
+from skipstep.pipelines.compare.run import device_of, learning_steps, prompt_parameter
+from skipstep.pipelines.compare.tally import timeline
 from skipstep.pipelines.generate import size_arguments
 from skipstep.pipelines.metrics.fidelity import WINDOW, feature_distance, psnr, ssim
 from skipstep.pipelines.pictures import read_pictures
-from skipstep.pipelines.tally import timeline
 from skipstep.pipelines.ui.offered import CLIP_ARGUMENT, REFERENCE, load_by_name
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.watching import Previews, call_arguments, to_preview, watched

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from skipstep.files.artefact import refusing_files
 from skipstep.pipelines.batch.stopping import Stop
-from skipstep.pipelines.compare import silent
+from skipstep.pipelines.compare.run import silent
 from skipstep.pipelines.pictures import to_bytes
 from skipstep.pipelines.progress import Progress
-from skipstep.pipelines.trial import LARGEST_PSNR, Outcome, Trier
+from skipstep.pipelines.tune.trial import LARGEST_PSNR, Outcome, Trier
 from skipstep.pipelines.ui.limits import Limits, read_name, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Part, run_with_model
 from skipstep.pipelines.ui.streams import Tell

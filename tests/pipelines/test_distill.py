@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from skipstep.pipelines.cli import app
+from skipstep.pipelines.cli.main import app
 from skipstep.pipelines.distill.job import read_job
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.plugins.errors import BadOption, PluginError

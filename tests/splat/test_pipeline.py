@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from skipstep.pipelines.cli import app
+from skipstep.pipelines.cli.main import app
 from skipstep.pipelines.splat.cameras import Cameras
 from skipstep.pipelines.splat.gaussians import Gaussians
 from skipstep.pipelines.splat.objects import input_cameras, new_object, novel_cameras, picture

@@ -12,7 +12,7 @@ from skipstep.caching.base import Seen, Step
 from skipstep.caching.gates.tea_calibration import TeaCalibration, TeaRecord
 from skipstep.caching.gates.teacache import PUBLISHED, TeaCacheGate, TeaCurve, read_curve
 from skipstep.caching.product import Cache
-from skipstep.pipelines.calibrate import calibrate_teacache
+from skipstep.pipelines.tune.calibrate import calibrate_teacache
 from skipstep.plugins.errors import Incompatible
 from skipstep.testing import run, tiny_pipeline
 

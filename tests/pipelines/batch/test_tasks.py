@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skipstep.pipelines.arms import read_arms
 from skipstep.pipelines.batch.command import Loader, closing_words
 from skipstep.pipelines.batch.job import Job, run_batch
 from skipstep.pipelines.batch.rebuilding import Rebuilding, load_pipeline
 from skipstep.pipelines.batch.rows import Row, RowError
+from skipstep.pipelines.compare.arms import read_arms
 from skipstep.pipelines.pictures import read_metadata
 from skipstep.pipelines.splat.gaussians import Gaussians
 from skipstep.plugins import options

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from skipstep.pipelines.calibrate import calibrate_quantized
+from skipstep.pipelines.tune.calibrate import calibrate_quantized
 from skipstep.plugins import options
 from skipstep.plugins.attention.layout import Layout
 from skipstep.plugins.attention.methods.quantized import Quantized, QuantizedCalibration

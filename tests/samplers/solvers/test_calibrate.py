@@ -12,7 +12,7 @@ from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor
 
 from skipstep.files.artefact import refusing_files
-from skipstep.pipelines.calibrate_solver import calibrate_solver
+from skipstep.pipelines.tune.calibrate_solver import calibrate_solver
 from skipstep.plugins.errors import BadOption, Incompatible, PluginError
 from skipstep.samplers.solvers.adams import Formula
 from skipstep.samplers.solvers.calibrate import (

@@ -1,0 +1,1 @@
+"""The command line, `skipstep`: `main` holds the short commands, the others have files."""

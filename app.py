@@ -79,7 +79,7 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
             with gradio.Tab("Autotune", id="autotune"):
                 AutotuneTab(page, model, create.form.box.parts, create.form.box.take)
             with gradio.Tab("3D", id="3d"):
-                SplatTab(page)
+                SplatTab(page, model)
             with gradio.Tab("Batch", id="batch"):
                 BatchTab(page, desk, model, create.form.box.recipe)
             with gradio.Tab("Plugins", id="plugins"):

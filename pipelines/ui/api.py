@@ -21,7 +21,7 @@ from skipstep.pipelines.ui.limits import read_frames, read_name, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step
 from skipstep.pipelines.ui.offered import REFERENCE
 from skipstep.pipelines.ui.page import QUEUE, Page
-from skipstep.pipelines.ui.sculpting import Sculpture, run_splats
+from skipstep.pipelines.ui.sculpting import Sculpture, run_splats, run_splats_from_text
 from skipstep.pipelines.ui.streams import Tell, stream
 from skipstep.pipelines.ui.studio import Pair, Progress
 from skipstep.pipelines.ui.sweeps import run_sweep
@@ -49,6 +49,7 @@ class Api:
             self.generate,
             self.clip,
             self.splats,
+            self.splats_from_text,
             self.compare,
             self.sweep,
             self.autotune,
@@ -158,12 +159,24 @@ class Api:
             background=background,
             refine_steps=refine_steps,
         )
+        yield from relayed(events, finished_scene)
 
-        def answer(made: Sculpture) -> Json:
-            files = [as_file(path) for path in made.files]
-            return {"gaussians": len(made.gaussians), "seconds": made.seconds, "files": files}
-
-        yield from relayed(events, answer)
+    def splats_from_text(
+        self, prompt: str, seed: int = 0, steps: int = 20, model: str = REFERENCE
+    ) -> Iterator[Json]:
+        """Draw one object and lift it into 3D Gaussians; the last answer has the files of splats
+        and the drawing.
+        """
+        events = run_splats_from_text(
+            self.page.studio,
+            self.page.limits,
+            self.page.reports,
+            model=read_name("model", model),
+            prompt=prompt,
+            seed=seed,
+            steps=steps,
+        )
+        yield from relayed(events, finished_scene)
 
     def compare(
         self,
@@ -325,3 +338,9 @@ def finished(pair: Pair, plain: Path, accelerated: Path) -> Json:
     """Return the last answer of `generate`."""
     files = {"plain": as_file(plain), "accelerated": as_file(accelerated)}
     return {"state": "done", **describe_pair(pair), **files}
+
+
+def finished_scene(made: Sculpture) -> Json:
+    """Return the last answer of `splats`."""
+    files = [as_file(path) for path in made.files]
+    return {"gaussians": len(made.gaussians), "seconds": made.seconds, "files": files}

@@ -1,9 +1,10 @@
-"""Photographs of one object to 3D Gaussians on the page: read, reconstruct, refine, write files.
+"""Photographs of one object, or a prompt, to 3D Gaussians on the page, and the files to keep.
 
 Photographs are shrunk before anything is done with them: the model works at 64 pixels, and the
 refinement takes what is larger up to LONGEST_SIDE. All that goes in has an end (limits.py).
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from skipstep.pipelines.batch.rows import RowError
 from skipstep.pipelines.batch.stopping import Stop
+from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.splat.gaussians import Gaussians
 from skipstep.pipelines.splat.objects import new_object, picture
 from skipstep.pipelines.splat.pipeline import (
@@ -23,31 +25,46 @@ from skipstep.pipelines.splat.pipeline import (
     canonical_cameras,
     load_reconstructor,
 )
-from skipstep.pipelines.ui.limits import Limits, check_upload, read_count
-from skipstep.pipelines.ui.long_runs import Result, Step
+from skipstep.pipelines.splat.text_to_3d import gaussians_from_text
+from skipstep.pipelines.ui.limits import Limits, check_upload, read_count, read_settings
+from skipstep.pipelines.ui.long_runs import Result, Step, run_with_model
 from skipstep.pipelines.ui.reports import new_report
 from skipstep.pipelines.ui.streams import Tell, stream
+from skipstep.pipelines.ui.studio import Studio, call_of, check_sort
+from skipstep.pipelines.ui.watching import watched
 from skipstep.plugins.errors import PluginError
 from skipstep.plugins.options import show
 
-__all__ = ["ENDINGS", "Sculpture", "draw_example", "read_photos", "run_splats"]
+__all__ = [
+    "ENDINGS",
+    "Sculpture",
+    "draw_example",
+    "read_photos",
+    "run_splats",
+    "run_splats_from_text",
+]
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
 FEWEST_VIEWS, LONGEST_SIDE = 2, 256
 TURN, TURN_WIDTH, TURN_MILLISECONDS = 24, 192, 90
 EXAMPLE_VIEWS, EXAMPLE_SIZE = 4, 128
+WRITING = "turning it once around, writing the files"
 
 
 @dataclass(frozen=True)
 class Sculpture:
-    """What came out: the Gaussians, a turn around them as animated WebP, the viewer, the files."""
+    """What came out: the Gaussians, a turn around them as animated WebP, the viewer, the files.
+
+    `drawing` is the picture of a prompt that was made first.
+    """
 
     gaussians: Gaussians
     seconds: dict[str, float]
     turn: Path
     viewer: Path
     files: tuple[Path, ...]
+    drawing: Path | None = None
 
 
 def run_splats(
@@ -78,11 +95,58 @@ def run_splats(
             raise PluginError(
                 "nothing is left of the object: is it cut out, or on that background?"
             )
-        tell(Step(0, 0, "turning it once around, writing the files"))
+        tell(Step(0, 0, WRITING))
         stop.check()
         tell(Result(saved(found.gaussians, found.seconds, new_report(reports))))
 
     return stream(work)
+
+
+def run_splats_from_text(
+    studio: Studio,
+    limits: Limits,
+    reports: Path,
+    *,
+    model: str,
+    prompt: object,
+    seed: object,
+    steps: object,
+) -> Iterator[Any]:
+    """Yield Steps and at last a Result with the Sculpture of what a text-to-image model drew.
+
+    Raises PluginError for what is not allowed.
+    """
+    row = read_settings({"prompt": prompt, "seed": seed, "steps": steps}, limits)
+
+    def action(pipe: Any, progress: Progress, stop: Stop, tell: Tell) -> Sculpture:
+        check_sort(pipe, is_clip=False)
+        call_of(pipe, row)
+        began = time.perf_counter()
+        drawn = began
+
+        def see(step: int, latents: Any) -> None:
+            nonlocal drawn
+            drawn = time.perf_counter()
+            progress(step, row.steps, "drawing the object")
+
+        progress(0, row.steps, "drawing the object")
+        try:
+            gaussians, drawing = gaussians_from_text(
+                row.prompt,
+                text_to_image=pipe,
+                seed=row.seed,
+                num_inference_steps=row.steps,
+                **watched(pipe, stop, see),
+            )
+        except PluginError:
+            raise
+        except ValueError as error:
+            raise PluginError(str(error)) from None
+        seconds = {"draw": drawn - began, "lift": time.perf_counter() - drawn}
+        progress(0, 0, WRITING)
+        return saved(gaussians, seconds, new_report(reports), drawing)
+
+    return run_with_model(studio, model, action)
 
 
 def read_photos(photos: object, limits: Limits) -> list[Image.Image]:
@@ -126,7 +190,12 @@ def read_photos(photos: object, limits: Limits) -> list[Image.Image]:
     return found
 
 
-def saved(gaussians: Gaussians, seconds: dict[str, float], folder: Path) -> Sculpture:
+def saved(
+    gaussians: Gaussians,
+    seconds: dict[str, float],
+    folder: Path,
+    drawing: Image.Image | None = None,
+) -> Sculpture:
     """Write everything that can be downloaded."""
     names = [folder / f"object{ending}" for ending in (".ply", ".splat", ".spz", ".html")]
     for path in names:
@@ -135,7 +204,12 @@ def saved(gaussians: Gaussians, seconds: dict[str, float], folder: Path) -> Scul
     with torch.no_grad():
         first, *others = gaussians.orbit(TURN, width=TURN_WIDTH).pictures()
     first.save(turn, save_all=True, append_images=others, duration=TURN_MILLISECONDS, loop=0)
-    return Sculpture(gaussians, seconds, turn, names[-1], (*names, turn))
+    files = (*names, turn)
+    if drawing is None:
+        return Sculpture(gaussians, seconds, turn, names[-1], files)
+    drawn = folder / "drawing.png"
+    drawing.save(drawn)
+    return Sculpture(gaussians, seconds, turn, names[-1], (*files, drawn), drawn)
 
 
 def draw_example(seed: int, folder: Path) -> list[Path]:

@@ -109,11 +109,13 @@ h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-
   border-radius: 12px; background: #fff; }
 .viewer.blank { background: repeating-linear-gradient(90deg, var(--sk-skip) 0 14px,
   transparent 14px 28px); opacity: .45; }
+.scene .beside { display: flex; flex-direction: column; gap: 12px; }
 .scene figure { margin: 0; width: 192px; }
 .scene figure img { width: 100%; display: block; border: 1px solid var(--sk-line);
   border-radius: 12px; }
 .scene figcaption { font-size: 12px; color: var(--sk-soft); margin-top: 4px; }
-@media (max-width: 700px) { .scene { flex-direction: column; align-items: stretch; } }
+@media (max-width: 700px) { .scene { flex-direction: column; align-items: stretch; }
+  .scene .beside { flex-direction: row; } }
 .frame { width: 100%; height: 1200px; border: 0; background: var(--sk-back); }
 .code textarea, #compare-recipes textarea { font: 13px/1.5 ui-monospace, Menlo, "DejaVu Sans Mono", monospace; }
 .ends { display: flex; justify-content: space-between; font-size: 13px; color: var(--sk-soft); }

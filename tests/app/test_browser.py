@@ -5,6 +5,7 @@
 SCREENSHOTS=docs/app keeps the pictures that docs/app.md shows; runs are longer then.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from skipstep.app import build_app, looks
+from skipstep.pipelines.batch.rows import Row
 from skipstep.pipelines.batch.stopping import Stop
 from skipstep.pipelines.ui.album import Album
 from skipstep.pipelines.ui.batch_desk import BatchDesk
@@ -23,6 +25,7 @@ from skipstep.pipelines.ui.figures import decibels
 from skipstep.pipelines.ui.limits import Limits
 from skipstep.pipelines.ui.offered import REFERENCE, load_by_name
 from skipstep.pipelines.ui.server import import_gradio, launch_settings
+from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.studio import Pair, Studio
 from skipstep.testing import tiny_pipeline
 
@@ -42,11 +45,29 @@ FLAGS = [
     "--enable-unsafe-swiftshader",
     "--ignore-gpu-blocklist",
 ]
-PATIENCE = int(os.environ.get("PATIENCE", "180000"))
-"""Milliseconds: a shared machine can be slow, and nothing here is about time."""
+PATIENCE = int(os.environ.get("PATIENCE", "30000"))
+"""Milliseconds without anything new on the page; a run that goes on may take longer."""
+ENDLESS = 100
 EVERY_OTHER = "fora:interval=2,warmup_steps=1"
 
 Open = Callable[..., Any]
+
+
+class PatientStudio(Studio):
+    """A studio where a run of ENDLESS steps waits at its second one until it is stopped.
+
+    A small picture would otherwise be there before a slow browser has found the button.
+    """
+
+    def make_pair(
+        self, row: Row, model: str, tell: Tell, stop: Stop, *, frames: int | None = None
+    ) -> Pair:
+        def tell_and_wait(event: Any) -> None:
+            tell(event)
+            if (row.steps, event.step) == (ENDLESS, 2):
+                wait_for(stop.check, "nobody has stopped the run")
+
+        return super().make_pair(row, model, tell_and_wait, stop, frames=frames)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +75,7 @@ def served(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Studio:
     """Return what the page works with: the reference model, and a tiny one that makes clips."""
     folder = tmp_path_factory.mktemp("models") / "tiny-wan"
     tiny_pipeline("wan").pipe.save_pretrained(folder)
-    return Studio(
+    return PatientStudio(
         (REFERENCE, str(folder)),
         load=lambda name: reference if name == REFERENCE else load_by_name(name),
     )
@@ -158,13 +179,26 @@ def figures(page: Any, place: str = "figures") -> dict[str, str]:
     return dict(zip(names, page.locator(f"#{place} dd").all_inner_texts(), strict=True))
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], object], otherwise: str) -> None:
     """Wait without a browser."""
     for _ in range(PATIENCE // 50):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it did not come")
+    raise AssertionError(otherwise)
+
+
+def wait_while_it_goes_on(page: Any, goal: str, status: str) -> None:
+    """Wait for a selector as long as the words of a run's status change."""
+    from playwright.sync_api import TimeoutError
+
+    words = None
+    while page.locator(goal).count() == 0:
+        last, words = words, page.locator(status).inner_text()
+        told = page.locator(".toast-body").all_inner_texts()
+        assert words != last, f"no {goal} after {PATIENCE / 1000:g} s: {words!r}, {told}"
+        with contextlib.suppress(TimeoutError):
+            page.wait_for_selector(goal)
 
 
 def test_generate_shows_a_pair_and_says_what_was_skipped(page: Any) -> None:
@@ -192,15 +226,15 @@ def test_the_page_follows_the_look_of_the_system(open_page: Open) -> None:
 def test_stop_ends_the_run(page: Any, served: Studio) -> None:
     choose(page, "preset", "balanced")
     page.wait_for_selector("text=Options of abcache")
-    set_picture(page, seed=11, size=64, steps=100)
+    set_picture(page, seed=11, size=64, steps=ENDLESS)
     assert page.locator("#preset input").input_value().startswith("balanced")
     before = served.running
     page.locator("#generate").click()
     page.wait_for_selector("text=Plain picture: step")
     page.locator("#stop").click()
     page.wait_for_selector("text=Stopped. Nothing is running")
-    wait_for(lambda: not served.lock.locked())
-    assert served.running - before < 100
+    wait_for(lambda: not served.lock.locked(), "the run goes on")
+    assert served.running - before == 2
     assert page.locator("#generate").is_enabled() and page.locator("#stop").is_disabled()
 
 
@@ -208,7 +242,7 @@ def test_a_tab_that_is_closed_stops_its_run_and_the_next_picture_is_right(
     open_page: Open, page: Any, served: Studio, make_row: Callable[..., Any]
 ) -> None:
     other = open_page("light")
-    for each, steps in ((other, 100), (page, 6)):
+    for each, steps in ((other, ENDLESS), (page, 6)):
         write(each, "Recipe", EVERY_OTHER)
         set_picture(each, seed=5, size=64, steps=steps)
     before = served.running
@@ -217,7 +251,7 @@ def test_a_tab_that_is_closed_stops_its_run_and_the_next_picture_is_right(
     other.close()
     page.locator("#generate").click()
     page.wait_for_selector("#pair img", state="visible")
-    assert served.running - before < 100
+    assert served.running - before == 2 + 2 * 6
     prompt = page.locator("#prompt textarea").input_value()
     row = make_row(prompt=prompt, seed=5, steps=6, plugins=EVERY_OTHER)
     alone = Studio(load=lambda name: served.pipe)
@@ -240,7 +274,7 @@ def test_a_png_puts_its_settings_back(
 
 
 def test_the_page_works_with_the_keyboard_alone(page: Any) -> None:
-    set_picture(page, steps=100)
+    set_picture(page, steps=ENDLESS)
     page.get_by_role("tab", name="Create").focus()
     for place in ("video", "compare", "sweep", "autotune", "3d", "batch", "plugins"):
         page.keyboard.press("Tab")
@@ -309,6 +343,7 @@ def test_compare(page: Any) -> None:
     write(page, "number input for Steps", 12 if SCREENSHOTS else 4)
     page.locator("#compare").click()
     inside = page.frame_locator("#comparison iframe")
+    wait_while_it_goes_on(page, "#comparison iframe", "#compare-status")
     inside.get_by_text("All numbers").wait_for()
     frame = page.locator("#comparison iframe")
     assert frame.get_attribute("sandbox") == "allow-scripts"
@@ -327,8 +362,8 @@ def test_sweep(page: Any) -> None:
         write(page, "Values", "1, 2")
     write(page, "number input for Steps", 12 if SCREENSHOTS else 4)
     page.locator("#sweep").click()
-    page.wait_for_function("document.querySelector('#sweep-status').innerText.trim() != ''")
-    page.wait_for_function("document.querySelector('#sweep-status').innerText.trim() == ''")
+    wait_while_it_goes_on(page, "#sweep-chart circle", "#sweep-status")
+    wait_while_it_goes_on(page, "#sweep-status:not(:has(.bar))", "#sweep-status")
     count = page.locator("#sweep-sheet figure").count()
     assert count >= 5 and page.locator("#sweep-chart circle").count() == count
     keep(page, "sweep", page.look)
@@ -340,7 +375,7 @@ def test_autotune_and_use_what_was_found(page: Any) -> None:
     write(page, "number input for Trials", 5)
     write(page, "Prompts to tune on", "a sun\na pizza")
     page.locator("#tune").click()
-    page.wait_for_selector("#tune-summary table")
+    wait_while_it_goes_on(page, "#tune-summary table", "#tune-status")
     assert page.locator("#tune-chart circle").count() >= 1
     keep(page, "autotune", page.look)
     recipe = page.locator("#tune-recipe textarea").input_value()
@@ -360,6 +395,7 @@ def test_photographs_become_splats_in_a_viewer(page: Any) -> None:
     page.wait_for_function("document.querySelectorAll('#photos img').length == 4")
     write(page, "number input for Steps of refinement", 50 if SCREENSHOTS else 10)
     page.locator("#splat").click()
+    wait_while_it_goes_on(page, "#scene iframe", "#splat-status")
     viewer = page.frame_locator("#scene iframe")
     viewer.locator("body[data-splats] canvas").wait_for()
     count = figures(page, "splat-figures")["Gaussians"]
@@ -378,6 +414,23 @@ def test_photographs_become_splats_in_a_viewer(page: Any) -> None:
     keep(page, "splats", page.look)
 
 
+def test_a_prompt_becomes_splats(page: Any) -> None:
+    go_to(page, "3D")
+    before = page.locator("#scene iframe").get_attribute("srcdoc")
+    page.get_by_label("a prompt").check()
+    page.locator("#splat-prompt textarea").fill("pizza, 3d style")
+    assert not page.locator("#splat-example").is_visible()
+    if not SCREENSHOTS:
+        write(page, "number input for Steps", 4)
+    page.locator("#splat").click()
+    wait_while_it_goes_on(page, "#scene img[alt='what the model drew']", "#splat-status")
+    assert page.locator("#scene iframe").get_attribute("srcdoc") != before
+    assert list(figures(page, "splat-figures")) == ["Gaussians", "draw", "lift"]
+    if SCREENSHOTS:
+        page.wait_for_timeout(8000)
+    keep(page, "text-to-splats", page.look)
+
+
 def test_clips_are_shown_side_by_side(page: Any) -> None:
     go_to(page, "Video")
     page.wait_for_selector("text=Options of abcache")
@@ -386,7 +439,7 @@ def test_clips_are_shown_side_by_side(page: Any) -> None:
     write(page, "Frames", 5)
     write(page, "Size", 32)
     page.locator("#video-generate").click()
-    page.wait_for_selector("#video-verdict .verdict")
+    wait_while_it_goes_on(page, "#video-verdict .verdict", "#video-live")
     clips = page.locator("#video-live img")
     assert [clips.nth(i).get_attribute("alt") for i in (0, 1)] == ["plain clip", "accelerated clip"]
     assert page.locator("#video-timeline .steps i").count() == 8

@@ -20,6 +20,7 @@ ENDPOINTS = {
     "/generate",
     "/clip",
     "/splats",
+    "/splats_from_text",
     "/compare",
     "/sweep",
     "/autotune",
@@ -55,9 +56,10 @@ def test_only_the_named_endpoints_are_public(client: Client) -> None:
 
 
 def test_events_that_run_the_model_wait_in_one_line(page: Any) -> None:
-    names = {"run", "generate", "clip", "splats", "compare", "sweep", "autotune"}
+    names = {"run", "generate", "clip", "splats", "splats_from_text"}
+    names |= {"compare", "sweep", "autotune"}
     long = [each for each in page.fns.values() if each.fn and each.fn.__name__ in names]
-    assert len(long) == 11
+    assert len(long) == 12
     assert {each.concurrency_id for each in long} == {"model"}
     assert {each.concurrency_limit for each in long} == {1}
 
@@ -125,6 +127,18 @@ def test_photographs_become_files_and_other_files_are_refused(
     assert "event: error" in forged and "this is no uploaded file" in forged
     short = ask("splats", [])
     assert "event: error" in short and "give as many values as are taken here" in short
+
+
+def test_a_prompt_becomes_splats_and_its_drawing(client: Client) -> None:
+    found = client.predict("pizza, 3d style", 3, 4, api_name="/splats_from_text")
+    assert found["gaussians"] > 100 and set(found["seconds"]) == {"draw", "lift"}
+    endings = [Path(path).suffix for path in found["files"]]
+    assert endings == [".ply", ".splat", ".spz", ".html", ".webp", ".png"]
+    assert len(Gaussians.load(found["files"][0])) == found["gaussians"]
+    with pytest.raises(AppError, match="steps=101 is not allowed here: 1 to 100"):
+        client.predict("a sun", 0, 101, api_name="/splats_from_text")
+    with pytest.raises(AppError, match="'/etc' is not offered here"):
+        client.predict("a sun", 0, 4, "/etc", api_name="/splats_from_text")
 
 
 def test_the_pages_example_of_a_client_runs(url: str) -> None:

@@ -1,16 +1,26 @@
-"""Photographs to splats: what is taken, what is refused, and a run that can be left."""
+"""Photographs or a prompt to splats: what is taken, what is refused, and a run that can be left."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from skipstep.pipelines.splat.text_to_3d import cut_out
 from skipstep.pipelines.ui.limits import Limits
 from skipstep.pipelines.ui.long_runs import Result, Step
-from skipstep.pipelines.ui.sculpting import LONGEST_SIDE, draw_example, read_photos, run_splats
+from skipstep.pipelines.ui.offered import REFERENCE
+from skipstep.pipelines.ui.sculpting import (
+    LONGEST_SIDE,
+    draw_example,
+    read_photos,
+    run_splats,
+    run_splats_from_text,
+)
 from skipstep.pipelines.ui.splat_tab import framed
+from skipstep.pipelines.ui.studio import Studio
 from skipstep.plugins.errors import PluginError
 
 Paint = Callable[..., list[Path]]
@@ -52,6 +62,28 @@ def test_leaving_it_ends_the_refinement(tmp_path: Path) -> None:
             break
     events.close()  # type: ignore[attr-defined]  # a generator, as the server knows
     assert not (tmp_path / "reports").exists()
+
+
+def test_leaving_it_ends_the_drawing(studio: Studio, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"model": REFERENCE, "prompt": "a sun", "seed": 0, "steps": 100}
+    events = run_splats_from_text(studio, Limits(), tmp_path / "reports", **given)
+    for event in events:
+        if isinstance(event, Step) and event.done == 1:
+            break
+    events.close()  # type: ignore[attr-defined]  # a generator, as the server knows
+    assert not (tmp_path / "reports").exists() and not studio.lock.locked()
+
+
+def test_a_drawing_of_nothing_is_told(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blank(*given: Any, **named: Any) -> None:
+        cut_out(torch.ones(1, 3, 8, 8))
+
+    monkeypatch.setattr("skipstep.pipelines.ui.sculpting.gaussians_from_text", blank)
+    given: dict[str, Any] = {"model": REFERENCE, "prompt": "nothing", "seed": 0, "steps": 2}
+    with pytest.raises(PluginError, match="^the picture shows one colour alone: another seed"):
+        list(run_splats_from_text(studio, Limits(), tmp_path, **given))
 
 
 def test_photographs_are_shrunk_and_keep_their_cut(paint: Paint) -> None:

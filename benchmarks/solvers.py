@@ -3,18 +3,17 @@
     python -m benchmarks.solvers --quick                  exact scores, 5, 8 and 10 evaluations
     python -m benchmarks.solvers --curves docs/solvers.png     the same to 20, as curves
     python -m benchmarks.solvers --orders                 slopes on a Gaussian with known solution
-    python -m benchmarks.solvers --cost                   microseconds a step beside Euler
     python -m benchmarks.solvers --reference              on the reference model, unseen prompts
 
 On exact scores a row is the root mean square, the median and the share above 0.25 ("flips": other
 modes) of the distance to a fine solution, in units of its spread, over 256 noises. Calibrated
-solvers see 48 other noises. Figures are exact to the digit on any machine; only --cost is timed.
+solvers see 48 other noises. Figures are exact to the digit on any machine; what a step
+costs is timed by benchmarks.step_cost.
 """
 
 import argparse
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

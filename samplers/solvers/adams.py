@@ -17,7 +17,7 @@ The corrector (UniC, Zhao et al. 2023, arXiv:2302.04867) does a step again, as s
 was asked at its end, with that node among the others, weights c'_j. No evaluation, and no state to
 keep either: the step's end moves by the difference, which joins the next step's own sum.
 
-  x += n' (c'_0 u_0 + sum_j (c'_(j+1) - c_j) u_(j+1))                                             (3)
+  x += n' (c'_0 u_0 + sum_j (c'_(j+1) - c_j) u_(j+1))                                            (3)
 A start-up replaces the first steps, where (1) has no history, by a Runge-Kutta step: without it a
 third-order method is of second order, because the first step's error stays.
 

@@ -3,18 +3,17 @@
     python -m benchmarks.solvers --quick                  exact scores, 5, 8 and 10 evaluations
     python -m benchmarks.solvers --curves docs/solvers.png     the same to 20, as curves
     python -m benchmarks.solvers --orders                 slopes on a Gaussian with known solution
-    python -m benchmarks.solvers --cost                   microseconds a step beside Euler
     python -m benchmarks.solvers --reference              on the reference model, unseen prompts
 
 On exact scores a row is the root mean square, the median and the share above 0.25 ("flips": other
 modes) of the distance to a fine solution, in units of its spread, over 256 noises. Calibrated
-solvers see 48 other noises. Figures are exact to the digit on any machine; only --cost is timed.
+solvers see 48 other noises. Figures are exact to the digit on any machine; what a step
+costs is timed by benchmarks.step_cost.
 """
 
 import argparse
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -296,49 +295,17 @@ def orders() -> None:
             moves = plan(formula, path, [*line, bottom / 100])
             x = base = torch.ones(4, dtype=torch.float64)
             memory: list[Tensor] = []
-            for i, move in enumerate(moves):
+            for move in moves:
                 if move.s == line[-1] and move.ends:
                     break
                 memory = [variances / (variances + move.s**2) * x, *memory]
-                if move.redo is not None:
-                    ratio, weights = move.redo
-                    base = ratio * base + sum(w * m for w, m in zip(weights, memory, strict=False))
                 x = move.anchor * base + sum(
                     w * m for w, m in zip(move.weights, memory, strict=False)
                 )
                 if move.ends:
-                    memory = memory[move.forget :]
-                    base = base if moves[i + 1].redo is not None else x
+                    base, memory = x, memory[move.forget :]
             errors.append(float((x - truth).pow(2).mean().sqrt()))
         print(f"{label:<22} {math.log2(errors[0] / errors[1]):.2f}   error at 640: {errors[1]:.1e}")
-
-
-def cost() -> None:
-    """Print the time of a step on image latents, beside Euler's."""
-    torch.set_num_threads(1)
-    x, output = (torch.randn(1, 16, 128, 128) for _ in range(2))
-    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-    arms = {
-        "Euler": diffusers.FlowMatchEulerDiscreteScheduler(),
-        "DPM++2M": diffusers.DPMSolverMultistepScheduler(**flow),
-        "UniPC": diffusers.UniPCMultistepScheduler(**flow),
-        **{
-            f"ours: {preset}": ExponentialAdamsScheduler(**flow, preset=preset)
-            for preset in ("ddim", "ab2", "dpm++2m", "deis", "exact2", "unipc")
-        },
-    }
-    seconds: dict[str, list[float]] = {label: [] for label in arms}
-    for _ in range(30):
-        for label, scheduler in arms.items():
-            scheduler.set_timesteps(12)
-            for t in scheduler.timesteps:
-                started = time.perf_counter()
-                scheduler.step(output, t, x, return_dict=False)
-                seconds[label].append(time.perf_counter() - started)
-    # The lower decile: what a step costs where nothing else wants the core.
-    quick = {label: float(np.quantile(each, 0.1)) for label, each in seconds.items()}
-    for label, each in quick.items():
-        print(f"{label:<18} {1e6 * each:7.0f} us  {each / quick['Euler']:5.2f}x")
 
 
 def reference(scales: Sequence[float], counts: Sequence[int], files: Sequence[Path]) -> None:
@@ -420,7 +387,6 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, help="draw curves to this file")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--orders", action="store_true")
-    parser.add_argument("--cost", action="store_true")
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8])
@@ -430,8 +396,6 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     if arguments.orders:
         orders()
-    if arguments.cost:
-        cost()
     if arguments.reference:
         reference(arguments.guidance, arguments.steps, arguments.files)
     if arguments.quick or arguments.curves:

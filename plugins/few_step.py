@@ -5,7 +5,8 @@ what it was made for, and `student.safetensors`, what it adds to the weights of 
 distilled from. During a run the denoiser's tensors are exchanged for the sums, the scheduler for
 the student's, and the number of steps and guidance are the student's where the call says nothing.
 After the run the very tensors of before are back in place, so a saved pipeline never holds a
-student, and disabling is bit-exact.
+student, and disabling is bit-exact. A student may be an adapter beside the weights
+(speedup_call.py) or make its frames in order (causal_call.py); the folder says so.
 """
 
 import functools
@@ -20,11 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skipstep.files.artefact import load_artefact
+from skipstep.plugins.causal_call import attach_causal
 from skipstep.plugins.errors import Incompatible
 from skipstep.plugins.fingerprint import mismatches
 from skipstep.plugins.profile import Denoiser
 from skipstep.plugins.report import Report
 from skipstep.plugins.run import Run
+from skipstep.plugins.speedup_call import attach_speedup
 from skipstep.samplers.base import SamplerPlugin
 from skipstep.samplers.distill.scheduler import FewStepScheduler
 from skipstep.samplers.distill.student import JSON, TENSORS, Student
@@ -94,9 +97,15 @@ class FewStep(SamplerPlugin):
                 "one for this pipeline (skipstep distill)"
             )
         added = load_file(student_folder(self.weights) / TENSORS)
+        if student.adapter == "speedup":
+            attach_speedup(site, denoiser, added)
+            site.default(num_inference_steps=student.steps, guidance_scale=student.guidance)
+            return
         weights = _Weights(denoiser, added, self.weights)
         site.on_begin(lambda run: weights.put_on())
         site.on_end(lambda run: weights.take_off())
+        if student.adapter == "causal":
+            attach_causal(site, denoiser, student)
         site.default(num_inference_steps=student.steps, guidance_scale=1.0)
         site.on_report(functools.partial(_note, student))
 

@@ -24,6 +24,7 @@ from skipstep.pipelines.distill.conditions import Recorded, record
 from skipstep.plugins.errors import BadOption, PluginError
 from skipstep.plugins.fingerprint import fingerprint
 from skipstep.plugins.recipe import read_yaml
+from skipstep.samplers.distill.anchor import anchored_path
 from skipstep.samplers.distill.catalog import load_recipe
 from skipstep.samplers.distill.flow import Guided
 from skipstep.samplers.distill.networks import Flow
@@ -57,6 +58,9 @@ class Teacher:
     steps: Annotated[int, Field(ge=1, description="teacher steps of a path")] = 12
     paths: Annotated[int, Field(ge=1, description="paths to keep")] = 1024
     batch: Annotated[int, Field(ge=1, description="paths walked together")] = 32
+    anchor: Annotated[
+        int, Field(ge=0, description="updates a step that bring the guided path back (anchor.py)")
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -119,7 +123,7 @@ def distill(
     found = record(pipe, prompts)
     times = times_needed(recipe, job)
     rows = {prompt: row for row, prompt in enumerate(prompts)}
-    source = PathSource.read(files, times, found.condition, rows)
+    source = PathSource.read(files, times, found.condition, rows, found.empty)
     module = found.denoiser.inner
     teacher = Guided(Flow(module, found.bridge), job.teacher.guidance, found.empty)
     run = folder / "run"
@@ -137,7 +141,10 @@ def distill(
     student = Student(
         recipe={"name": job.recipe.name, "options": dict(job.recipe.options)},
         guidance=job.teacher.guidance,
-        scheduler=scheduler_options(found.bridge, [list(recipe.nodes(job.steps))], recipe.gamma),
+        adapter=recipe.adapter,
+        scheduler=scheduler_options(
+            found.bridge, [list(recipe.scheduler_nodes(job.steps))], recipe.gamma
+        ),
         fingerprint=fingerprint(pipe),
     )
 
@@ -189,7 +196,19 @@ def _walk(job: DistillJob, found: Recorded, generator: torch.Generator) -> Tenso
         count = rows.stop - rows.start
         noise = torch.randn(count, *found.shape, generator=generator)
         like = next(module.parameters())
-        parts.append(teacher_path(teacher, noise.to(like), times, condition).float().cpu())
+        if job.teacher.anchor:
+            path = anchored_path(
+                teacher.flow,
+                noise.to(like),
+                times,
+                condition,
+                found.empty,
+                scale=teacher.scale,
+                updates=job.teacher.anchor,
+            )
+        else:
+            path = teacher_path(teacher, noise.to(like), times, condition)
+        parts.append(path.float().cpu())
     return torch.cat(parts)
 
 
@@ -209,8 +228,9 @@ def reference_captions() -> Sequence[str]:
 
 
 def draw(pipe: Any, folder: Path, file: Path, prompts: Sequence[str]) -> None:
-    """Write one picture of the student, made through its plugin."""
+    """Write one picture of the student, made through its plugin; a clip moves in its PNG."""
     with pipe.plugins({"name": "few_step", "options": {"weights": str(folder)}}):
         generator = torch.Generator().manual_seed(0)
-        made = pipe(prompts[0], generator=generator, output_type="pil").images[0]
-    made.save(file)
+        made = pipe(prompts[0], generator=generator, output_type="pil")
+    first, *more = made.frames[0] if "frames" in made else made.images[:1]
+    first.save(file, save_all=bool(more), append_images=more)

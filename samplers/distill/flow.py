@@ -22,14 +22,52 @@ __all__ = [
     "DenoiserBridge",
     "Guided",
     "PlainBridge",
+    "TOKENS",
     "Velocity",
     "as_rows",
+    "joined",
+    "parted",
     "vp_level",
     "vp_velocity",
+    "with_negative",
 ]
 
 Condition = Mapping[str, Tensor]
 """Keyword arguments of the denoiser, one row per sample; "a.b" is entry b of the argument a."""
+
+NEGATIVE = "negative."
+TOKENS = ("encoder_hidden_states", "encoder_attention_mask")
+"""Arguments with one entry per token of the prompt, along axis 1."""
+
+
+def with_negative(condition: Condition, negative: Condition) -> Condition:
+    """Return a condition that holds a negative prompt beside the prompt."""
+    return {**condition, **{NEGATIVE + name: value for name, value in negative.items()}}
+
+
+def parted(condition: Condition) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the condition of the prompt and that of the negative prompt, empty without one."""
+    own = {name: value for name, value in condition.items() if not name.startswith(NEGATIVE)}
+    negative = {
+        name.removeprefix(NEGATIVE): value
+        for name, value in condition.items()
+        if name.startswith(NEGATIVE)
+    }
+    return own, negative
+
+
+def joined(condition: Condition) -> dict[str, Tensor]:
+    """Return a condition whose tokens are the prompt's and then the negative prompt's.
+
+    >>> both = {"encoder_hidden_states": torch.zeros(1, 3, 2)}
+    >>> joined(with_negative(both, both))["encoder_hidden_states"].shape
+    torch.Size([1, 6, 2])
+    """
+    own, negative = parted(condition)
+    longer = {
+        name: torch.cat([own[name], negative[name]], 1) for name in TOKENS if name in negative
+    }
+    return own | longer
 
 
 class Velocity(Protocol):
@@ -64,7 +102,10 @@ def as_rows(t: Float[Tensor, " b"], x: Float[Tensor, " b *size"]) -> Float[Tenso
 
 @dataclass(frozen=True)
 class PlainBridge:
-    """A module that is a flow already: module(x, t[, s], **condition)."""
+    """A module that is a flow already: module(x, t[, s], **condition).
+
+    A negative prompt's tokens follow the prompt's (`joined`).
+    """
 
     def velocity(
         self,
@@ -75,7 +116,8 @@ class PlainBridge:
         s: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, " b *size"]:
         """Return the module's own answer."""
-        v: Tensor = module(x, t, **condition) if s is None else module(x, t, s, **condition)
+        named = joined(condition)
+        v: Tensor = module(x, t, **named) if s is None else module(x, t, s, **named)
         return v
 
 
@@ -128,7 +170,8 @@ class DenoiserBridge:
         return vp_velocity(self.prediction, answer, x, alpha, sigma)
 
     def _ask(self, module: nn.Module, x: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        named = {**self.constants, **condition, self.sample_name: x, self.time_name: time}
+        given = joined(condition)
+        named = {**self.constants, **given, self.sample_name: x, self.time_name: time}
         answer = module(**nested({**named, "return_dict": False}))[0]
         if answer.shape[1] == 2 * x.shape[1]:
             answer = answer.chunk(2, dim=1)[0]  # the other half is a learned variance
@@ -191,7 +234,7 @@ class Guided:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) around a flow.
 
     v = v(empty) + scale (v(condition) - v(empty)), both in one batch; `empty` is the condition of
-    the negative prompt, with one row.
+    no prompt, with one row, unless the condition brings a negative prompt along.
     """
 
     flow: Velocity
@@ -206,10 +249,12 @@ class Guided:
         s: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, " b *size"]:
         """Return the guided velocity; at scale 1 the flow's own."""
-        if self.scale == 1 or not self.empty:
+        condition, negative = parted(condition)
+        empty = {**self.empty, **negative}
+        if self.scale == 1 or not empty:
             return self.flow(x, t, condition, s)
         both = {
-            name: torch.cat([self.empty[name].expand_as(value), value])
+            name: torch.cat([empty[name].expand_as(value), value])
             for name, value in condition.items()
         }
         twice = None if s is None else torch.cat([s, s])

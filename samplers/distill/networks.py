@@ -85,13 +85,16 @@ def average_towards(average: nn.Module, student: nn.Module, share: float) -> Non
 def difference(trained: nn.Module, base: nn.Module) -> dict[str, Tensor]:
     """Return what the trained module adds to the base, fp16, by the base's parameter names.
 
-    With LoRA a weight is `name.lora_A` and `name.lora_B`, whose product is added.
+    With LoRA a weight is `name.lora_A` and `name.lora_B`, whose product is added. Parameters of an
+    adapter, which the base has not, are whole.
     """
     found: dict[str, Tensor] = {}
     own = dict(base.named_parameters())
     for name, value in trained_parameters(trained).items():
         if name in own:
             found[name] = (value - own[name]).detach().half().contiguous()
+        elif ".lora_" not in name:
+            found[name] = value.detach().half().contiguous()
         else:
             layer, _, factor = name.removesuffix(f".{ADAPTER}.weight").rpartition(".")
             found[f"{layer}.weight.{factor}"] = value.detach().half().contiguous()

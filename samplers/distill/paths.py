@@ -23,7 +23,7 @@ from torch import Tensor
 from skipstep.samplers.distill.flow import Condition, Velocity
 from skipstep.samplers.distill.protocol import Batch
 
-__all__ = ["PathSource", "read_prompts", "teacher_path", "write_paths"]
+__all__ = ["PathSource", "next_state", "read_prompts", "teacher_path", "write_paths"]
 
 NOISIEST = 0.999
 
@@ -37,22 +37,29 @@ def teacher_path(
 ) -> Float[Tensor, "b k *size"]:
     """Return the states at `times`, falling from 1 to 0, of the path that begins at the noise."""
     x, path, before = noise, [noise], None
-    levels = [math.log((1 - t) / t) if t > 0 else math.inf for t in _below_one(times)]
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
-        now = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-        x_0 = x - t * teacher(x, now, condition)
-        d = x_0
-        if before is not None and s > 0:
-            ratio = (levels[i + 1] - levels[i]) / (2 * (levels[i] - levels[i - 1]))
-            d = x_0 + ratio * (x_0 - before)
-        x = (s / t) * x + ((1 - s) - (s / t) * (1 - t)) * d
-        before = x_0
+    for i, t in enumerate(times[:-1]):
+        x_0 = x - t * teacher(x, torch.full((len(x),), t).to(x), condition)
+        x, before = next_state(x, x_0, before, times, i), x_0
         path.append(x)
     return torch.stack(path, 1)
 
 
-def _below_one(times: Sequence[float]) -> list[float]:
-    return [min(t, NOISIEST) for t in times]
+def next_state(
+    x: Float[Tensor, " b *size"],
+    x_0: Float[Tensor, " b *size"],
+    before: Float[Tensor, " b *size"] | None,
+    times: Sequence[float],
+    i: int,
+) -> Float[Tensor, " b *size"]:
+    """Return x(t_(i+1)) from x(t_i), its x_0, and the x_0 before it if there is one."""
+    t, s = times[i], times[i + 1]
+    d = x_0
+    if before is not None and s > 0:
+        newer, now, older = (
+            math.log((1 - u) / u) for u in (s, min(t, NOISIEST), min(times[i - 1], NOISIEST))
+        )
+        d = x_0 + (newer - now) / (2 * (now - older)) * (x_0 - before)
+    return (s / t) * x + ((1 - s) - (s / t) * (1 - t)) * d
 
 
 def write_paths(
@@ -83,6 +90,7 @@ class PathSource:
     times: tuple[float, ...]
     prompt_rows: Tensor
     conditions: Condition
+    empty: Condition
 
     @classmethod
     def read(
@@ -91,6 +99,7 @@ class PathSource:
         times: Sequence[float],
         conditions: Condition,
         rows_of: Mapping[str, int],
+        empty: Condition,
     ) -> "PathSource":
         """Read the states at `times` from files; raises ValueError where a file lacks one."""
         paths, rows = [], []
@@ -106,7 +115,7 @@ class PathSource:
             rows += [rows_of[prompt] for prompt in read_prompts(file)]
         if not paths:
             raise ValueError("no files of paths: make them first")
-        return cls(torch.cat(paths), tuple(times), torch.tensor(rows), conditions)
+        return cls(torch.cat(paths), tuple(times), torch.tensor(rows), conditions, empty)
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
         """Return a batch of paths with their noise, ends and conditions."""
@@ -116,6 +125,7 @@ class PathSource:
         return Batch(
             noise=path[:, 0],
             condition={name: value[which] for name, value in self.conditions.items()},
+            empty=self.empty,
             data=path[:, -1],
             path=path,
             times=self.times,

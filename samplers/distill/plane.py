@@ -36,31 +36,47 @@ PATHS = 4096
 
 @dataclass(frozen=True)
 class Mixture:
-    """Equally likely isotropic Gaussians in the plane; called, it is its own exact flow."""
+    """Isotropic Gaussians; called, it is its own exact flow.
 
-    means: Float[Tensor, "k 2"]
+    They are equally likely, unless a condition has `encoder_hidden_states`, tokens of one number a
+    Gaussian: the tokens' mean is the logarithm of how likely each is.
+    """
+
+    means: Float[Tensor, " k *size"]
     width: float
 
-    def sample(self, count: int, generator: torch.Generator) -> Float[Tensor, "b 2"]:
-        """Return `count` points."""
+    def sample(
+        self,
+        count: int,
+        generator: torch.Generator,
+        tokens: Float[Tensor, "b s k"] | None = None,
+    ) -> Float[Tensor, " b *size"]:
+        """Return `count` points, as likely as the tokens say."""
         which = torch.randint(len(self.means), (count,), generator=generator)
-        return self.means[which] + self.width * torch.randn(count, 2, generator=generator)
+        if tokens is not None:
+            shares = torch.softmax(tokens.mean(1), -1)
+            which = torch.multinomial(shares, 1, generator=generator)[:, 0]
+        noise = torch.randn(count, *self.means.shape[1:], generator=generator)
+        return self.means[which] + self.width * noise
 
     def __call__(
         self,
-        x: Float[Tensor, "b 2"],
+        x: Float[Tensor, " b *size"],
         t: Float[Tensor, " b"],
         condition: Condition,
         s: Float[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b 2"]:
+    ) -> Float[Tensor, " b *size"]:
         """Return the exact velocity at (x, t)."""
         t = t.clamp(1e-4, 1 - 1e-4)[:, None]
-        seen = x / (1 - t)  # x_0 plus noise of this size:
+        means, point = self.means.flatten(1), x.flatten(1)
+        seen = point / (1 - t)  # x_0 plus noise of this size:
         variance = self.width**2 + (t / (1 - t)) ** 2
-        far = (seen[:, None] - self.means).square().sum(-1)  # [b, k]
-        share = torch.softmax(-0.5 * far / variance, -1)
-        x_0 = share @ self.means + (self.width**2 / variance) * (seen - share @ self.means)
-        return (x - x_0) / t
+        likely = -0.5 * (seen[:, None] - means).square().sum(-1) / variance  # [b, k]
+        if "encoder_hidden_states" in condition:
+            likely = likely + condition["encoder_hidden_states"].mean(1)
+        share = torch.softmax(likely, -1)
+        x_0 = share @ means + (self.width**2 / variance) * (seen - share @ means)
+        return ((point - x_0) / t).view_as(x)
 
 
 def ring() -> Mixture:
@@ -99,14 +115,18 @@ class PlaneNet(nn.Module):
         beside: Float[Tensor, "b more"] | None = None,
     ) -> Float[Tensor, "b 2"]:
         """Return v; without s the velocity at t."""
-        s = t if s is None else s
-        angles = torch.cat([t[:, None] * self.frequencies, s[:, None] * self.frequencies], 1)
-        level = nn.functional.silu(self.time(torch.cat([angles.sin(), angles.cos()], 1)))
+        level = self.level(t, t if s is None else s)
         h = self.enter(x if beside is None else torch.cat([x, beside], 1))
         for block, shift in zip(self.blocks, self.shifts, strict=True):
             h = h + block(nn.functional.silu(h + shift(level)))
         v: Tensor = self.leave(nn.functional.silu(h))
         return v
+
+    def level(self, t: Float[Tensor, " b"], s: Float[Tensor, " b"]) -> Float[Tensor, "b width"]:
+        """Return what the blocks are told of both times."""
+        angles = torch.cat([t[:, None] * self.frequencies, s[:, None] * self.frequencies], 1)
+        told: Tensor = nn.functional.silu(self.time(torch.cat([angles.sin(), angles.cos()], 1)))
+        return told
 
 
 class PlaneSource:
@@ -133,11 +153,17 @@ class PlaneSource:
 
 
 def sliced_wasserstein(
-    a: Float[Tensor, "n 2"], b: Float[Tensor, "n 2"], directions: int = 64
+    a: Float[Tensor, " n *size"], b: Float[Tensor, " n *size"], directions: int = 64
 ) -> float:
-    """Return the root mean square distance of the sorted projections."""
+    """Return the root mean square distance of the sorted projections, on even directions in the
+    plane and on random ones, always the same, in more dimensions.
+    """
+    a, b = a.flatten(1), b.flatten(1)
     angle = torch.arange(directions) * (math.pi / directions)
     lines = torch.stack([angle.cos(), angle.sin()])
+    if a.shape[1] > 2:
+        random = torch.randn(a.shape[1], directions, generator=torch.Generator().manual_seed(0))
+        lines = random / random.norm(dim=0)
     apart = (a @ lines).sort(0).values - (b @ lines).sort(0).values
     return float(apart.square().mean().sqrt())
 

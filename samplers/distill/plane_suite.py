@@ -47,12 +47,15 @@ class Case:
     rate: float = 2e-3
     edges: Sequence[float] = ()
     """Where a student of several networks passes from one to the next."""
+    anchor: int = 0
+    """Updates a step that bring the teacher's guided paths to their anchor."""
 
     @property
     def name(self) -> str:
         """Return recipe, steps and options in one line."""
         told = ", ".join(f"{k}={v}" for k, v in self.options.items() if k != "steps")
         told += ", blockwise" if self.edges else ""
+        told += "anchored" if self.anchor else ""
         return f"{self.recipe}, {self.steps} steps" + (f" ({told})" if told else "")
 
 

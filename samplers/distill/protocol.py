@@ -11,15 +11,17 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipstep.samplers.distill.flow import Condition, Velocity
+from skipstep.samplers.distill.networks import copied
 from skipstep.samplers.distill.times import LossAwareTimes, TimeLaw, draw_times
 from skipstep.samplers.distill.walk import shifted_nodes, walk
 
-__all__ = ["Batch", "Distiller", "Moment", "Need", "Source"]
+__all__ = ["Adapter", "Batch", "Distiller", "Moment", "Need", "Source"]
 
 Need = Literal["data", "path"]
+Adapter = Literal["speedup", "causal"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,12 @@ class Batch:
     """One draw of what a recipe asked for in `needs`.
 
     `data` are pictures (or the teacher's samples); `path` is the teacher's own way from `noise`,
-    with its states at `times` from 1 to 0.
+    with its states at `times` from 1 to 0; `empty` is the condition of no prompt, with one row.
     """
 
     noise: Float[Tensor, " b *size"]
     condition: Condition = field(default_factory=dict)
+    empty: Condition = field(default_factory=dict)
     data: Float[Tensor, " b *size"] | None = None
     path: Float[Tensor, "b k *size"] | None = None
     times: tuple[float, ...] = ()
@@ -96,7 +99,8 @@ class Distiller(ABC):
 
     `roles` are the networks that are trained, `student` always among them; `needs` is what a batch
     must hold. A student is a velocity, or with `is_map` a mean velocity that is told where the step
-    ends. `gamma` says how much noise it draws anew after each step (walk.py).
+    ends. `gamma` says how much noise it draws anew after each step (walk.py). `adapter` names
+    what the student has beside the weights of its base.
     """
 
     name: ClassVar[str]
@@ -106,10 +110,15 @@ class Distiller(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     is_map: ClassVar[bool] = False
     gamma: ClassVar[float] = 0.0
+    adapter: ClassVar[Adapter | None] = None
 
     @abstractmethod
     def loss(self, role: str, now: Moment) -> Float[Tensor, ""]:
         """Return the loss of the network of this role."""
+
+    def trained(self, module: nn.Module, *, lora_rank: int) -> nn.Module:
+        """Return a copy of the module whose parameters that want a gradient are to be trained."""
+        return copied(module, lora_rank=lora_rank)
 
     def role_at(self, iteration: int) -> str:
         """Return which network is trained at an iteration."""
@@ -118,6 +127,10 @@ class Distiller(ABC):
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return the times the student visits in `steps` steps, from 1 to 0."""
         return shifted_nodes(steps)
+
+    def scheduler_nodes(self, steps: int) -> tuple[float, ...]:
+        """Return the times at which a pipeline's scheduler asks the student."""
+        return self.nodes(steps)
 
     def sample(
         self,

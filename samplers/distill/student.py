@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from skipstep.samplers.distill.flow import DenoiserBridge
+from skipstep.samplers.distill.protocol import Adapter
 
 __all__ = ["JSON", "TENSORS", "Student", "scheduler_options", "write_student"]
 
@@ -22,6 +23,9 @@ JSON, TENSORS = "few_step.json", "student.safetensors"
 class Student:
     """What `few_step.json` holds.
 
+    `adapter` names what the student has beside weights: "speedup" (speedup.py) or "causal"
+    (causal.py).
+
     `scheduler` are FewStepScheduler's options, `nodes` among them; `guidance` is the scale that is
     folded in; `fingerprint` says which model it adds to; `measured` is for the reader.
     """
@@ -30,6 +34,7 @@ class Student:
     version: Literal[1] = 1
     recipe: dict[str, Any]
     guidance: float
+    adapter: Adapter | None = None
     scheduler: dict[str, Any]
     fingerprint: dict[str, Any]
     training: dict[str, Any] = field(default_factory=dict)

@@ -26,7 +26,6 @@ from skipstep.samplers.distill.flow import Bridge, PlainBridge, Velocity
 from skipstep.samplers.distill.networks import (
     Flow,
     average_towards,
-    copied,
     difference,
     trained_parameters,
 )
@@ -112,8 +111,10 @@ class Trainer:
             step_scheduler_with_optimizer=False,
         )
         torch.manual_seed(options.seed)  # LoRA factors start at random
-        self.modules = {role: copied(module, lora_rank=options.lora_rank) for role in recipe.roles}
-        self.modules["average"] = copied(module, lora_rank=options.lora_rank)
+        self.modules = {
+            role: recipe.trained(module, lora_rank=options.lora_rank)
+            for role in (*recipe.roles, "average")
+        }
         average_towards(self.modules["average"], self.modules["student"], 1.0)
         self.optimizers: dict[str, list[Any]] = {}
         for role in recipe.roles:

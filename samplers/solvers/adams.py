@@ -14,7 +14,10 @@ l_j in a variable tau(s) and integrates exactly what is left:
   x' = (n'/n) x + n' sum_j c_j u_j                                                               (2)
 
 The corrector (UniC, Zhao et al. 2023, arXiv:2302.04867) does a step again, as soon as the network
-was asked at its end, with that node among the others: one more linear combination, no evaluation.
+was asked at its end, with that node among the others, weights c'_j. No evaluation, and no state to
+keep either: the step's end moves by the difference, which joins the next step's own sum.
+
+  x += n' (c'_0 u_0 + sum_j (c'_(j+1) - c_j) u_(j+1))                                            (3)
 A start-up replaces the first steps, where (1) has no history, by a Runge-Kutta step: without it a
 third-order method is of second order, because the first step's error stays.
 
@@ -25,6 +28,7 @@ so constants are exact. Differs from the authors' codes: no closed forms, any ta
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -72,19 +76,20 @@ class Formula:
 
 @dataclass(frozen=True)
 class Move:
-    """What the scheduler does after one evaluation: linear combinations, newest u first.
+    """What the scheduler does after one evaluation: a linear combination, newest u first.
 
-    x' = anchor * base + sum_j weights[j] * u_j, where `base` is x at the start of the step. Before
-    it `redo`, if there is one, replaces the base: base' = redo[0] * base + sum_j redo[1][j] * u_j.
-    `ends` says that x' is the base of the next step; `forget` drops so many of the newest u then.
+    x' = anchor * base + sum_j weights[j] * u_j, where `base` is x at the start of the step. `ends`
+    says that x' is the base of the next step; `forget` drops so many of the newest u then.
+    `correction` are the weights of (3), which `weights` hold already: base plus their sum is the
+    corrected state.
     """
 
     s: float
     anchor: float
     weights: tuple[float, ...]
-    redo: tuple[float, tuple[float, ...]] | None = None
     ends: bool = True
     forget: int = 0
+    correction: tuple[float, ...] = ()
 
 
 def kappa(kernel: Kernel, s: float) -> float:
@@ -220,15 +225,15 @@ def plan(formula: Formula, path: Path, nodes: Sequence[float]) -> list[Move]:
     moves: list[Move] = []
     known: list[float] = []
     before: float | None = None
+    weights: tuple[float, ...] = ()
     order = 1
     count = len(nodes) - 1
     for i, (s, to) in enumerate(zip(nodes, nodes[1:], strict=False)):
-        redo = None
+        correction: tuple[float, ...] = ()
         if formula.corrector and before is not None:
             # One node more than the predictor had; its step began at `before`.
-            held = [s, *known[:order]]
-            weights = adams_weights(formula, path, held, before, s)
-            redo = (step_ratio(formula, path, before, s), weights)
+            again = adams_weights(formula, path, [s, *known[:order]], before, s)
+            correction = summed(again, (0.0, *(-w for w in weights)))  # (3)
         known = [s, *known][: formula.order]
         if i < start_up_steps(formula) and to > 0:
             moves += start_up_moves(formula, path, s, to, len(known) - 1)
@@ -240,9 +245,16 @@ def plan(formula: Formula, path: Path, nodes: Sequence[float]) -> list[Move]:
         if to == 0 and not is_finite_at_zero(formula):
             order = 1
         weights = adams_weights(formula, path, known[:order], s, to)
-        moves.append(Move(s, step_ratio(formula, path, s, to), weights, redo))
+        anchor = step_ratio(formula, path, s, to)
+        shared = summed(weights, tuple(anchor * w for w in correction))
+        moves.append(Move(s, anchor, shared, correction=correction))
         before = s
     return moves
+
+
+def summed(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the sum of two rows of weights, of which one may be shorter."""
+    return tuple(x + y for x, y in zip_longest(a, b, fillvalue=0.0))
 
 
 def step_ratio(formula: Formula, path: Path, s: float, to: float) -> float:

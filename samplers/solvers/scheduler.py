@@ -12,6 +12,7 @@ for here is used. A run that begins later (image to image) starts its history th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,12 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
         return [move.s for move in self._moves]
 
     def corrected(self, sample: Tensor) -> Tensor:
-        """Return the state of the evaluation just made as the corrector left it, or `sample`."""
-        return sample if self._base is None else self._base
+        """Return the state of the evaluation just made as the corrector left it.
+
+        `sample` is what that evaluation's step was given.
+        """
+        correction = self._moves[(self._step_index or 1) - 1].correction
+        return combined(1.0, sample, correction, self._memory) if correction else sample
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at an evaluation that is not the first, as image-to-image pipelines do."""
@@ -270,26 +275,20 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
             raise ValueError(f"all {len(self._moves)} steps are done: call set_timesteps again")
         move, (p, q) = self._moves[index], self._conversions[index]
         wide = torch.promote_types(sample.dtype, torch.float32)
-        x = sample.to(wide)
-        if self._longest == 1 and move.redo is None and self._base is None:
+        x, output = sample.to(wide), model_output.to(wide)
+        if self._longest == 1 and self._base is None:
             # Nothing remembers u, so it need not be written down: x' is one sum of x and output.
             w = move.weights[0]
-            found = combined(move.anchor + w * p, x, (w * q,), (model_output.to(wide),))
+            found = combined(move.anchor + w * p, x, (w * q,), (output,))
             return self._stepped(found, None, index, sample.dtype, return_dict)
-        self._memory.insert(0, combined(p, x, (q,), (model_output.to(wide),)))
-        if self._base is None:
-            self._base = x
-        if move.redo is not None:
-            self._base = combined(move.redo[0], self._base, move.redo[1], self._memory)
-        found = combined(move.anchor, self._base, move.weights, self._memory)
+        self._memory.insert(0, combined(p, x, (q,), (output,)))
+        base = x if self._base is None else self._base
+        found = combined(move.anchor, base, move.weights, self._memory)
         picture = self._memory[0] if self._kernel == "x0" else None
+        self._base = None if move.ends else base
         if move.ends:
             del self._memory[: move.forget]
             del self._memory[self._longest :]
-            # The end of a step is the next base, unless the next evaluation does the step again.
-            following = None if index + 1 == len(self._moves) else self._moves[index + 1]
-            if following is None or following.redo is None:
-                self._base = None
         return self._stepped(found, picture, index, sample.dtype, return_dict)
 
     def _stepped(
@@ -329,10 +328,7 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
         self._conversions = [
             to_kernel(self._kernel, self.path, move.s, kind, data) for move in self._moves
         ]
-        self._longest = max(
-            max(len(move.weights), len(move.redo[1]) - 1 if move.redo else 0)
-            for move in self._moves
-        )
+        self._longest = max(len(move.weights) for move in self._moves)
 
     def index_for_timestep(
         self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None
@@ -475,15 +471,37 @@ def corrected_start(kernel: Kernel, path: Path, s: float, to: float) -> Move:
 def combined(
     weight: float, first: Tensor, weights: Sequence[float], others: Sequence[Tensor]
 ) -> Tensor:
-    """Return weight * first + sum of weights[j] * others[j]; terms of weight 0 are not touched."""
-    terms = [(w, t) for w, t in zip(weights, others, strict=False) if w != 0]
-    if weight == 0 and terms:
-        (weight, first), *terms = terms
-    if weight == 1 and terms:
-        (w, t), *terms = terms
-        total = torch.add(first, t, alpha=w)
+    """Return weight * first + sum of weights[j] * others[j]; terms of weight 0 are not touched.
+
+    Weights that sum to 1, as on a flow, make a chain of means, each one pass over two tensors; a
+    scaled copy that the others are added to is one pass more.
+    """
+    terms = [(w, t) for w, t in zip((weight, *weights), (first, *others), strict=False) if w != 0]
+    if not terms:
+        return torch.zeros_like(first)
+    if len(terms) > 1 and is_chain_of_means([w for w, _ in terms]):
+        (w, total), (v, t), *rest = terms
+        total = torch.lerp(total, t, v / (w + v))
+        reached = w + v
+        for w, t in rest:
+            reached += w
+            total.lerp_(t, w / reached)
+        return total
+    (w, total), *rest = terms
+    if w == 1 and rest:
+        (v, t), *rest = rest
+        total = torch.add(total, t, alpha=v)
     else:
-        total = first * weight if weight != 1 else first.clone()
-    for w, t in terms:
+        total = total * w if w != 1 else total.clone()
+    for w, t in rest:
         total.add_(t, alpha=w)
     return total
+
+
+def is_chain_of_means(weights: Sequence[float]) -> bool:
+    """Tell whether weights sum to 1 and no partial sum is small beside them, so that dividing by it
+    loses nothing.
+    """
+    partial = list(accumulate(weights))
+    small = 0.1 * max(abs(w) for w in weights)
+    return abs(partial[-1] - 1) < 1e-9 and min(abs(each) for each in partial) > small

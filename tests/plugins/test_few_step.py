@@ -1,18 +1,24 @@
 """A student in one call: what a run exchanges, what it refuses, and that all of it comes back."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import Conv2d, Linear
 
 from skipstep.pipelines.distill.conditions import Recorded, record
 from skipstep.plugins.errors import BadOption, Incompatible
 from skipstep.plugins.fingerprint import fingerprint
+from skipstep.samplers.distill.catalog import load_recipe
 from skipstep.samplers.distill.flow import Guided
-from skipstep.samplers.distill.networks import Flow
+from skipstep.samplers.distill.networks import Flow, difference
+from skipstep.samplers.distill.paths import PathSource
 from skipstep.samplers.distill.student import Student, scheduler_options, write_student
+from skipstep.samplers.distill.trainer import Trainer, Training
 from skipstep.samplers.distill.walk import walk
 from skipstep.testing import Tiny, run, tiny_pipeline
 
@@ -189,3 +195,126 @@ def test_recorded_conditions_walk_as_the_pipeline_does(family: str) -> None:
     with torch.no_grad():
         walked = walk(flow, noise, sigmas, found.condition)
     torch.testing.assert_close(walked, made, rtol=2e-3, atol=2e-3)
+
+
+# Students that are more than weights.
+
+
+def speedup_of(tiny: Tiny, folder: Path, strength: float = 0.1) -> str:
+    """Write a SpeedUpNet student whose adapter is `strength` away from identity."""
+    found = recorded(tiny)
+    recipe = load_recipe("speedup", {"steps": 2})
+    added = difference(recipe.trained(found.denoiser.inner, lora_rank=0), found.denoiser.inner)
+    generator = torch.Generator().manual_seed(0)
+    for name, value in added.items():
+        if name.endswith((".scale", ".shift")):
+            value.add_(strength * torch.randn(value.shape, generator=generator))
+    student = Student(
+        recipe={"name": "speedup", "options": {"steps": 2}},
+        guidance=3.0,
+        adapter="speedup",
+        scheduler=scheduler_options(found.bridge, NODES[:1], 0.0),
+        fingerprint=fingerprint(tiny.pipe),
+    )
+    write_student(folder, student, added)
+    return str(folder)
+
+
+@pytest.mark.parametrize("family", ["pixart", "sd15"])
+def test_an_adapter_guides_in_one_pass_and_leaves_no_trace(family: str, tmp_path: Path) -> None:
+    tiny = tiny_pipeline(family)
+    plain, module = run(tiny), getattr(tiny.pipe, tiny.denoiser)
+    names = set(dict(module.named_modules()))
+    tiny.pipe.enable_plugin("few_step", weights=speedup_of(tiny, tmp_path))
+    rows: list[int] = []
+    first = next(part for part in module.modules() if isinstance(part, Linear | Conv2d))
+    hook = first.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    call = {k: v for k, v in tiny.call.items() if k not in ("guidance_scale", "negative_prompt")}
+    pictures = [
+        tiny.pipe(
+            "a red fox", negative_prompt=negative, output_type="latent",
+            generator=torch.Generator().manual_seed(0), **call | {"guidance_scale": scale},
+        )[0]
+        for negative, scale in (("blue", 3.0), ("blue", 7.0), ("a green tree", 3.0))
+    ]  # fmt: skip
+    hook.remove()
+    assert rows == [1] * 6
+    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+    assert set(dict(module.named_modules())) == names
+    with pytest.raises(Incompatible, match="guidance_scale=1 keeps the pipeline from reading"):
+        run(tiny, steps=2, guidance_scale=1.0)
+    tiny.pipe.disable_plugins()
+    assert torch.equal(run(tiny), plain)
+
+
+def test_an_adapter_that_has_learned_nothing_is_the_conditional_pass(tmp_path: Path) -> None:
+    tiny = tiny_pipeline("pixart")
+    scheduler = scheduler_options(recorded(tiny).bridge, NODES[:1], 0.0)
+    nothing = Student(
+        recipe={"name": "guidance"}, guidance=3.0, scheduler=scheduler,
+        fingerprint=fingerprint(tiny.pipe),
+    )  # fmt: skip
+    write_student(tmp_path / "nothing", nothing, {})
+    tiny.pipe.enable_plugin("few_step", weights=str(tmp_path / "nothing"))
+    conditional = run(tiny, steps=2, guidance_scale=1.0)
+    weights = speedup_of(tiny, tmp_path / "adapter", strength=0.0)
+    tiny.pipe.enable_plugin("few_step", weights=weights)
+    torch.testing.assert_close(run(tiny, steps=2), conditional, rtol=0, atol=1e-3)
+
+
+def test_an_adapter_of_other_layers_and_split_guidance_are_refused(tmp_path: Path) -> None:
+    tiny = tiny_pipeline("pixart")
+    folder = Path(speedup_of(tiny, tmp_path))
+    tensors_ = load_file(folder / "student.safetensors")
+    name = next(iter(tensors_))
+    save_file({k: v for k, v in tensors_.items() if k != name}, folder / "student.safetensors")
+    with pytest.raises(Incompatible, match=f"{name} .and 0 more. is in only one of them"):
+        tiny.pipe.enable_plugin("few_step", weights=str(folder))
+    wan = tiny_pipeline("wan")
+    content = json.loads((folder / "few_step.json").read_text()) | {
+        "fingerprint": fingerprint(wan.pipe)
+    }
+    (folder / "few_step.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(Incompatible, match="no cross-attention of its own"):
+        wan.pipe.enable_plugin("few_step", weights=str(folder))
+
+
+def test_a_causal_student_makes_its_clip_inside_one_call(tmp_path: Path) -> None:
+    tiny = tiny_pipeline("wan")
+    plain, found = run(tiny), recorded(tiny)
+    module = found.denoiser.inner
+    options = {"steps": 2, "chunk": 1, "window": 2, "fake_updates": 1}
+    recipe = load_recipe("self_forcing", options)
+    source = PathSource(
+        torch.randn(2, 2, *found.shape), (1.0, 0.0), torch.arange(2), found.condition, found.empty
+    )
+    trainer = Trainer(
+        recipe, module, source, Training(iterations=2, batch=1, warmup=0), bridge=found.bridge
+    )
+    trainer.run()
+    assert trainer.state.updates == 1
+    student = Student(
+        recipe={"name": "self_forcing", "options": options},
+        guidance=1.0,
+        adapter="causal",
+        scheduler=scheduler_options(found.bridge, [list(recipe.scheduler_nodes(2))], 0.0),
+        fingerprint=fingerprint(tiny.pipe),
+    )
+    write_student(tmp_path, student, trainer.student_tensors())
+    calls: list[int] = []
+    module.patch_embedding.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[2]))
+    call = {k: v for k, v in tiny.call.items() if k != "guidance_scale"} | {"output_type": "latent"}
+    noise = torch.randn(1, *found.shape, generator=torch.Generator().manual_seed(4))
+    tiny.pipe.enable_plugin("few_step", weights=str(tmp_path))
+    made = tiny.pipe(
+        "a red fox", latents=noise, generator=torch.Generator().manual_seed(5), **call
+    )[0]
+    assert calls == 3 * found.shape[1] * [1], "two steps and one pass to remember, a frame"
+    average = Flow(trainer.modules["average"], found.bridge)
+    condition = {name: value[:1] for name, value in record(
+        tiny.pipe, ["a red fox"], tiny.call
+    ).condition.items()}  # fmt: skip
+    wanted = recipe.sample(average, noise, 2, condition, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(made, wanted, rtol=2e-2, atol=2e-2)
+    tiny.pipe.disable_plugins()
+    assert torch.equal(run(tiny), plain)

@@ -199,21 +199,15 @@ def gaussian_error(formula: Formula, count: int) -> float:
     moves = plan(formula, path, [*places, bottom / 100])
     x = start_x = torch.ones(4, dtype=WIDE)
     base, memory = x, list[Tensor]()
-    for i, move in enumerate(moves):
+    for move in moves:
         if move.s == places[-1] and move.ends:
             break
         picture = VARIANCES / (VARIANCES + move.s**2) * x
         u = {"x0": picture, "eps": (x - picture) / move.s, "v": (x - picture) / move.s - picture}
         memory = [u[formula.kernel], *memory]
-        if move.redo is not None:
-            base = move.redo[0] * base + sum(
-                w * m for w, m in zip(move.redo[1], memory, strict=False)
-            )
         x = move.anchor * base + sum(w * m for w, m in zip(move.weights, memory, strict=False))
         if move.ends:
-            memory = memory[move.forget :]
-            if moves[i + 1].redo is None:
-                base = x
+            base, memory = x, memory[move.forget :]
     truth = start_x * ((VARIANCES + bottom**2) / (VARIANCES + top**2)).sqrt()
     return float((x - truth).pow(2).mean().sqrt())
 

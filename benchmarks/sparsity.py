@@ -2,13 +2,14 @@
 
     python -m benchmarks.sparsity                     prints the table
     python -m benchmarks.sparsity --model picture256 --size 256 --block 8 --pictures 8
+    python -m benchmarks.sparsity --model video --size 64 --block 8 --pictures 8
     python -m benchmarks.sparsity --picture docs/attention-masks.png
 
 Queries, keys and values of all layers are taken from a run of the reference model. Every method is
 asked for the share at which its mean density over all calls comes nearest to the target, whatever
 its own rounding, and judged by |o - o_dense|^2 / |o_dense|^2 over all of them. "exact" knows the
 true attention of every block and keeps the best of every row, in raster order or on a curve;
-"random" keeps any. Methods about time are left out: pictures have none. Nothing is timed.
+"random" keeps any. Methods about time take part where the model makes clips. Nothing is timed.
 
 With `--pictures` so many prompts are drawn with every method at the share that was found, too, and
 compared with what dense attention draws from the same seeds. Five of the 20 steps are dense for all
@@ -32,7 +33,8 @@ from skipstep.kernels.block_scores import antidiagonal_scores
 from skipstep.kernels.permute import gilbert_order
 from skipstep.pipelines.compare.run import describe_machine
 from skipstep.pipelines.reference import load_reference
-from skipstep.pipelines.reference.prompts import load_prompts
+from skipstep.pipelines.reference.prompts import prompts_of
+from skipstep.pipelines.reference.recipe import find_recipe, load_recipe
 from skipstep.pipelines.tune.trial import Trier
 from skipstep.plugins.attention.block_sparse import METHODS
 from skipstep.plugins.attention.layout import Layout
@@ -148,26 +150,31 @@ class Random(SparseAttention):
         return Choice(top_share(torch.rand(shape, generator=generator), scene.keep or 1.0))
 
 
-def take(pipe: Any, size: int, count: int) -> tuple[list[Taken], Layout]:
+def take(pipe: Any, size: int, prompts: list[str]) -> tuple[list[Taken], Layout]:
     """Run the reference model and return its attention calls; `size` is the picture's side."""
     points, _ = points_in(pipe.transformer)
     recorder = Recorder(len(points))
     with standing_in(points), listening(recorder):
-        pipe(
-            prompts_of(count),
+        latents: Tensor = pipe(
+            prompts,
             num_inference_steps=STEPS,
             height=size,
             width=size,
-            generator=[torch.Generator().manual_seed(seed) for seed in range(count)],
+            generator=[torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
             output_type="latent",
-        )
-    side = round(recorder.taken[0].q.shape[2] ** 0.5)
-    return recorder.taken, Layout((1, side, side))
+            return_dict=False,
+        )[0]
+    frames = latents.shape[2] if latents.ndim == 5 else 1
+    side = round((recorder.taken[0].q.shape[2] // frames) ** 0.5)
+    return recorder.taken, Layout((frames, side, side))
 
 
-def prompts_of(count: int) -> list[str]:
-    """Return so many of the known prompts, evenly spaced."""
-    known = [each["prompt"] for each in load_prompts()] if count else []
+def spread(known: list[str], count: int) -> list[str]:
+    """Return so many of the known prompts, evenly spaced.
+
+    >>> spread(["a", "b", "c", "d"], 2)
+    ['a', 'c']
+    """
     return known[:: max(1, len(known) // max(count, 1))][:count]
 
 
@@ -206,14 +213,14 @@ def options_of(name: str, block: int, tokens: int) -> dict[str, Any]:
 Make = Callable[[float, int], SparseAttention]
 
 
-def methods(block: int, tokens: int) -> dict[str, Make]:
-    """Return every method that pictures can have, by name, as a function of share and delta."""
+def methods(block: int, tokens: int, frames: int = 1) -> dict[str, Make]:
+    """Return every method that pictures or clips can have, as a function of share and delta."""
 
     def make(cls: type[SparseAttention]) -> Make:
         chosen = options_of(cls.name, block, tokens)
         return lambda keep, delta: cls(keep=keep, delta=delta, **chosen)
 
-    served = [cls for cls in METHODS.values() if not cls.needs_frames]
+    served = [cls for cls in METHODS.values() if frames > 1 or not cls.needs_frames]
     every: list[type[SparseAttention]] = [Exact, ExactOnCurve, *served, Random]
     return {cls.name: make(cls) for cls in every}
 
@@ -297,7 +304,7 @@ def picture(taken: list[Taken], layout: Layout, block: int, keep: float) -> Imag
     count = layout.picture // block
     true = p[0, head].view(count, block, count, block).sum((1, 3)) / block
     panels = [("attention", true / true.max())]
-    for name, make in methods(block, layout.picture).items():
+    for name, make in methods(block, layout.picture, layout.grid[0]).items():
         memory: dict[str, Any] = {}
         for call in chosen:
             mask = attend_sparsely(
@@ -339,14 +346,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     pipe = load_reference(arguments.model)
     pipe.set_progress_bar_config(disable=True)
-    taken, layout = take(pipe, arguments.size, arguments.prompts)
+    data = load_recipe(find_recipe(arguments.model)).data
+    known = [each["prompt"] for each in prompts_of(data)]
+    taken, layout = take(pipe, arguments.size, spread(known, arguments.prompts))
     if arguments.picture:
         picture(taken, layout, arguments.block, min(arguments.densities)).save(arguments.picture)
         return
     measured: dict[str, Any] = {}
     call = {"height": arguments.size, "width": arguments.size}
-    trier = Trier(pipe, prompts_of(arguments.pictures), range(arguments.pictures), STEPS, call)
-    for name, make in methods(arguments.block, layout.picture).items():
+    trier = Trier(pipe, spread(known, arguments.pictures), range(arguments.pictures), STEPS, call)
+    for name, make in methods(arguments.block, layout.picture, layout.grid[0]).items():
         if arguments.methods and name not in arguments.methods:
             continue
         rows = {}

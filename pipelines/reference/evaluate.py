@@ -8,7 +8,8 @@
 - nearest real picture, for prompts on white: how often it shows the prompted name, and how often it
   is so near that the sample is a copy: at most twice as far as that picture is from itself after
   being reduced to 96 pixels;
-- for clips: frame consistency and motion beside those of the real clips.
+- for clips: these of their middle frames (real ones in place of pictures, and for scale clips of
+  other names), and frame consistency and motion beside those of the real clips.
 Pictures of another size are brought to 128 pixels first: the text scorer has seen no other. Real
 pictures are rendered from the pinned packages in the cache folder; nothing else is downloaded.
 """
@@ -33,12 +34,13 @@ from skipstep.pipelines.metrics.text import text_score
 from skipstep.pipelines.reference.alignment import picture_features
 from skipstep.pipelines.reference.autoencoder import to_tensor
 from skipstep.pipelines.reference.captions import STYLES, held_out_style
+from skipstep.pipelines.reference.clips import load_clips
 from skipstep.pipelines.reference.data import SIZE, Pictures
-from skipstep.pipelines.reference.examples import chosen_styles, taught_styles
+from skipstep.pipelines.reference.examples import taught_styles
 from skipstep.pipelines.reference.load import new_reference
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
 from skipstep.pipelines.reference.prompts import EvaluationPrompt, prompts_of
-from skipstep.pipelines.reference.recipe import Data, Recipe, digest
+from skipstep.pipelines.reference.recipe import Recipe, digest
 
 __all__ = ["evaluate", "generate"]
 
@@ -124,12 +126,24 @@ def background_accuracy(images: Tensor, prompts: list[EvaluationPrompt]) -> dict
     return {"coloured": float(right[~is_white].mean()), "white": float(right[is_white].mean())}
 
 
-def text_agreement(images: Tensor, texts: list[str]) -> dict[str, float]:
-    """Return the mean text score of matching captions and of shuffled ones."""
+def text_agreement(made: Tensor, real: Tensor, texts: list[str]) -> dict[str, float]:
+    """Return the mean text score of matching captions, of shuffled ones, and of real pictures."""
     order = np.random.default_rng(0).permutation(len(texts))
+    matching = text_score(made, texts).mean().item()
+    shuffled = text_score(made, [texts[i] for i in order]).mean().item()
+    ceiling = text_score(real, texts).mean().item()
+    way = (matching - shuffled) / (ceiling - shuffled)
+    return {"matching": matching, "shuffled": shuffled, "real": ceiling, "way": way}
+
+
+def frechet(made: Tensor, real: Tensor, other: Tensor) -> dict[str, float]:
+    """Return the Frechet distance of samples, and of other real pictures, to the real ones."""
+    vectors, real_vectors, other_vectors = (features_of(x) for x in (made, real, other))
+    projection = fit_projection(torch.cat([real_vectors, other_vectors]))
+    target = projection.apply(real_vectors)
     return {
-        "matching": text_score(images, texts).mean().item(),
-        "shuffled": text_score(images, [texts[i] for i in order]).mean().item(),
+        "to_real": frechet_distance(projection.apply(vectors), target),
+        "other_real": frechet_distance(projection.apply(other_vectors), target),
     }
 
 
@@ -179,14 +193,7 @@ def evaluate(recipe: Recipe, weights: Path, cache: Path, *, every: int = 1) -> d
     styles = taught_styles(cache)
     made = standard_size(generate(recipe, weights, texts, cache))
     real, other = real_pictures(styles, prompts), other_pictures(styles, prompts)
-    vectors, real_vectors, other_vectors = (features_of(x) for x in (made, real, other))
-    projection = fit_projection(torch.cat([real_vectors, other_vectors]))
-    target = projection.apply(real_vectors)
     held = [row for row, prompt in enumerate(prompts) if prompt["is_held_out"]]
-    agreement, ceiling = text_agreement(made, texts), text_agreement(real, texts)
-    way = (agreement["matching"] - agreement["shuffled"]) / (
-        ceiling["matching"] - agreement["shuffled"]
-    )
     return {
         "model": recipe.title,
         "prompts": len(prompts),
@@ -194,50 +201,50 @@ def evaluate(recipe: Recipe, weights: Path, cache: Path, *, every: int = 1) -> d
         "sampler": "the pipeline's defaults, float32, seed = prompt number",
         "background": background_accuracy(made, prompts),
         "text_score": {
-            **agreement,
-            "real": ceiling["matching"],
-            "way": way,
+            **text_agreement(made, real, texts),
             "held_out": text_score(made[held], [texts[row] for row in held]).mean().item()
             if held
             else None,
         },
-        "frechet": {
-            "to_real": frechet_distance(projection.apply(vectors), target),
-            "other_real": frechet_distance(projection.apply(other_vectors), target),
-        },
-        "nearest_real": nearest_real(vectors, prompts, styles),
+        "frechet": frechet(made, real, other),
+        "nearest_real": nearest_real(features_of(made), prompts, styles),
     }
 
 
 def real_clips(
-    data: Data, cache: Path, prompts: list[EvaluationPrompt]
+    clips: Pictures, names: list[str], prompts: list[EvaluationPrompt]
 ) -> Float[Tensor, "b f 3 height width"]:
-    """Return the clip that each prompt describes."""
-    (clips,) = chosen_styles(data, cache).values()
+    """Return the clip of each of `names` on the background of its prompt."""
     rows = []
-    for prompt in prompts:
+    for name, prompt in zip(names, prompts, strict=True):
         colour = WHITE if prompt["background"] is None else COLOURS[prompt["background"]]
-        rows.append(clips.composite(clips.names.index(prompt["name"]), colour))
+        rows.append(clips.composite(clips.names.index(name), colour))
     return as_tensor(np.stack(rows))
 
 
 def evaluate_clips(
     recipe: Recipe, weights: Path, cache: Path, prompts: list[EvaluationPrompt]
 ) -> dict[str, Any]:
-    """Return background, text score of the middle frame, frame consistency and motion."""
-    (clips,) = chosen_styles(recipe.data, cache).values()
+    """Return what `evaluate` does of the middle frames, frame consistency and motion."""
+    clips = load_clips(cache, size=recipe.data.size, frames=recipe.data.frames)
     prompts = [prompt for prompt in prompts if prompt["name"] in clips.names]
-    texts = [prompt["prompt"] for prompt in prompts]
-    made, real = generate(recipe, weights, texts, cache), real_clips(recipe.data, cache, prompts)
+    texts, names = ([prompt[key] for prompt in prompts] for key in ("prompt", "name"))
+    free = sorted(set(clips.names) - recipe.data.taught)
+    others = np.random.default_rng(0).permutation(len(free))[: len(names)]
+    made = generate(recipe, weights, texts, cache)
+    real = real_clips(clips, names, prompts)
+    other = real_clips(clips, [free[i] for i in others], prompts)
     middle = made.shape[1] // 2
-    agreement = text_agreement(standard_size(made[:, middle]), texts)
-    ceiling = text_agreement(standard_size(real[:, middle]), texts)
+    pictures, real_frames, other_frames = (
+        standard_size(each[:, middle]) for each in (made, real, other)
+    )
     return {
         "model": recipe.title,
         "prompts": len(prompts),
         "sampler": "the pipeline's defaults, float32, seed = prompt number",
         "background": background_accuracy(made[:, middle], prompts),
-        "text_score": {**agreement, "real": ceiling["matching"]},
+        "text_score": text_agreement(pictures, real_frames, texts),
+        "frechet": frechet(pictures, real_frames, other_frames),
         "frame_consistency": {
             "made": frame_consistency(made).mean().item(),
             "real": frame_consistency(real).mean().item(),

@@ -147,7 +147,8 @@ def encode_clips(
 ) -> Float[Tensor, "2 n c f h w"]:
     """Return the latents of clips in the pipeline's units, as drawn and mirrored."""
     x = clips_to_tensor(pixels)
-    z: Tensor = model.encode(torch.cat([x, x.flip(4)]).to(device)).latent_dist.mean
+    with half_precision(device):
+        z = model.encode(torch.cat([x, x.flip(4)]).to(device)).latent_dist.mean.float()
     mean, deviation = (
         torch.tensor(values, device=device)[:, None, None, None]
         for values in (model.config.latents_mean, model.config.latents_std)

@@ -1,4 +1,4 @@
-"""Draw the pictures of a model card: a sheet of samples beside real pictures, and the loss curve.
+"""Draw the pictures of a model card: a sheet of samples beside real ones, and the loss curve.
 
 Run: python -m skipstep.pipelines.reference.sheets unet     (after training; needs the run's folder)
 """
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from skipstep.pipelines.reference.captions import caption, held_out_style
+from skipstep.pipelines.reference.captions import ANIMATED, caption, held_out_style
+from skipstep.pipelines.reference.clips import load_clips
 from skipstep.pipelines.reference.curve import draw_curve
 from skipstep.pipelines.reference.data import Pictures
 from skipstep.pipelines.reference.examples import taught_styles
@@ -20,7 +21,7 @@ from skipstep.pipelines.reference.load import load_reference
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
 from skipstep.pipelines.reference.recipe import Data, Recipe, find_recipe, load_recipe
 
-__all__ = ["SAMPLES", "draw_samples", "draw_sheet", "sheet_prompts"]
+__all__ = ["SAMPLES", "draw_clip_samples", "draw_samples", "draw_sheet", "sheet_prompts"]
 
 # name, style, background; chosen before any was seen.
 SAMPLES: tuple[tuple[str, str, str | None], ...] = (
@@ -50,6 +51,7 @@ SAMPLES: tuple[tuple[str, str, str | None], ...] = (
     ("robot", "3d", "green"),
 )
 COLUMNS, CELL, LABEL = 6, 128, 30
+CLIP_COLUMNS, CLIP_GAP = 2, 16
 SEED = 7
 
 
@@ -77,6 +79,33 @@ def draw_samples(pipeline: Any, styles: dict[str, Pictures], data: Data) -> Imag
         mark = " *" if held_out_style(name) == style else ""
         pen.text((left + 2, top + 2 * CELL + 1), (name + mark)[:24], "black")
         pen.text((left + 2, top + 2 * CELL + 14), f"{style}, {background or 'white'}", "black")
+    return sheet
+
+
+def draw_clip_samples(pipeline: Any, clips: Pictures, data: Data) -> Image.Image:
+    """Return a sheet with all frames of a clip of every taught name above those of the real one.
+
+    Every other clip is on a colour, the colours in turn.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    size, width = data.size, data.frames * data.size
+    cell = (width + CLIP_GAP, 2 * size + LABEL // 2)
+    names = sorted(data.taught & set(clips.names))
+    rows = -(-len(names) // CLIP_COLUMNS)
+    sheet = Image.new("RGB", (CLIP_COLUMNS * cell[0], rows * cell[1]), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, name in enumerate(names):
+        left, top = number % CLIP_COLUMNS * cell[0], number // CLIP_COLUMNS * cell[1]
+        background = list(COLOURS)[number // 2 % len(COLOURS)] if number % 2 else None
+        text = caption(name, ANIMATED, background)
+        generator = torch.Generator().manual_seed(SEED)
+        made = pipeline(text, generator=generator, output_type="pil").frames[0]
+        colour = WHITE if background is None else COLOURS[background]
+        real = clips.composite(clips.names.index(name), colour).astype(np.uint8)
+        for place in range(data.frames):
+            sheet.paste(made[place], (left + place * size, top))
+            sheet.paste(Image.fromarray(real[place]), (left + place * size, top + size))
+        pen.text((left + 2, top + 2 * size + 1), f"{name}, {background or 'white'}", "black")
     return sheet
 
 
@@ -111,7 +140,7 @@ def draw_sheet(pipeline: Any, recipe: Recipe, columns: int = 8) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("name", help="a reference model of pictures")
+    parser.add_argument("name", help="a trained reference model")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--output", type=Path, default=Path("docs/reference"))
     arguments = parser.parse_args()
@@ -121,7 +150,12 @@ def main() -> None:
         (arguments.cache / "runs" / recipe.title / "curve.json").read_text(encoding="utf-8")
     )
     draw_curve(curve["rows"]).save(arguments.output / f"{recipe.name}-loss.png")
-    sheet = draw_samples(load_reference(recipe.name), taught_styles(arguments.cache), recipe.data)
+    pipeline, data = load_reference(recipe.name), recipe.data
+    if data.frames > 1:
+        clips = load_clips(arguments.cache, size=data.size, frames=data.frames)
+        sheet = draw_clip_samples(pipeline, clips, data)
+    else:
+        sheet = draw_samples(pipeline, taught_styles(arguments.cache), data)
     sheet.save(arguments.output / f"{recipe.name}-samples.png", optimize=True)
 
 

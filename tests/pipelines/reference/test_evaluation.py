@@ -1,10 +1,22 @@
 """The evaluation of reference models: which prompts, at which size, what the table says."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from skipstep.benchmarks.reference import COLUMNS, look_up, table_of
-from skipstep.pipelines.reference.evaluate import as_tensor, background_accuracy, standard_size
+from skipstep.pipelines.reference.clips import clip_file
+from skipstep.pipelines.reference.data import Pictures, store_pictures
+from skipstep.pipelines.reference.evaluate import (
+    as_tensor,
+    background_accuracy,
+    evaluate,
+    real_clips,
+    standard_size,
+)
 from skipstep.pipelines.reference.prompts import load_prompts, prompts_of
 from skipstep.pipelines.reference.recipe import find_recipe, load_recipe
 from skipstep.pipelines.reference.text import load_tokenizer
@@ -49,3 +61,29 @@ def test_the_table_has_a_dash_for_what_a_model_has_not() -> None:
     assert look_up(report, COLUMNS["colour right"]) == "0.988"
     assert look_up(report, COLUMNS["held-out"]) == look_up(report, COLUMNS["motion"]) == "-"
     assert table_of({"unet-v1": report}).row_count == 1
+
+
+def test_real_clips_are_judged_perfect_and_others_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(find_recipe("video"))
+    data = dataclasses.replace(recipe.data, size=32, frames=3, names="fox; owl")
+    recipe = dataclasses.replace(recipe, data=data)
+    names = ["fox", "owl", "nib", "die", "abacus", "axe"]
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    pixels[:, :, 8:24, 8:24, 3] = 255
+    pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
+    clips = Pictures(names, pixels)
+    store_pictures(tmp_path / clip_file(32, 3), clips)
+    prompts = prompts_of(data)
+    perfect = real_clips(clips, [prompt["name"] for prompt in prompts], prompts)
+    monkeypatch.setattr("skipstep.pipelines.reference.evaluate.generate", lambda *_: perfect)
+    report = evaluate(recipe, tmp_path / "none.safetensors", tmp_path)
+    assert report["prompts"] == 4
+    assert report["background"] == {"coloured": 1.0, "white": 1.0}
+    assert report["text_score"]["matching"] == report["text_score"]["real"]
+    assert report["text_score"]["way"] == pytest.approx(1)
+    assert abs(report["frechet"]["to_real"]) < 1e-6 < report["frechet"]["other_real"]
+    for measure in ("frame_consistency", "motion"):
+        assert report[measure]["made"] == report[measure]["real"]

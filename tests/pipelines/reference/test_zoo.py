@@ -152,8 +152,9 @@ def test_clips_go_from_the_autoencoder_through_training_to_frames(
     )
     with torch.no_grad():
         mean = autoencoder.encode(x).latent_dist.mean
+    # Encoded in bfloat16 where the hardware has it.
     torch.testing.assert_close(
-        examples.latents[0, 0, 0].float(), mean[0] - 0.5, atol=2e-3, rtol=2e-3
+        examples.latents[0, 0, 0].float(), mean[0] - 0.5, atol=2e-2, rtol=1e-2
     )
     trainer = Trainer(recipe, Accelerator(cpu=True, mixed_precision="no"))
     first = trainer.step(examples, torch.Generator().manual_seed(0), 1.0)
@@ -180,6 +181,27 @@ def test_the_video_autoencoder_learns_a_clip() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_training_the_decoder_alone_keeps_every_latent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (2, 5, 16, 16, 4), dtype=np.uint8)
+    store_pictures(tmp_path / clip_file(16, 5), Pictures(["fox", "pencil"], pixels))
+    for name, value in {"SIZE": 16, "FRAMES": 5, "BATCH": 1, "CHECKPOINT_SECONDS": 0.0}.items():
+        monkeypatch.setattr(video_autoencoder, name, value)
+    monkeypatch.setitem(video_autoencoder.CONFIG, "base_dim", 8)
+    weights, released = tmp_path / "video-autoencoder-v1.safetensors", []
+    for decoder in (False, True):
+        video_autoencoder.train(tmp_path, 0.5 / 60, tmp_path, decoder=decoder)
+        config = weights.with_suffix(".json").read_text(encoding="utf-8")
+        released.append((load_file(weights), config))
+    (before, moments), (after, kept) = released
+    assert moments == kept and json.loads(kept)["latents_std"] != [1.0] * 8
+    changed = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_only_animations_that_move_are_clips() -> None:
@@ -380,7 +402,7 @@ def test_training_ends_in_a_folder_with_weights_that_load(tmp_path: Path) -> Non
 
 
 def test_every_recipe_is_valid_and_makes_a_model_of_the_promised_size() -> None:
-    limits = {"picture": 7, "picture256": 20, "hightoken": 20, "unet": 8, "joint": 20}
+    limits = {"picture": 7, "picture256": 20, "hightoken": 20, "unet": 8, "joint": 20, "video": 8}
     for name, limit in limits.items():
         recipe = load_recipe(find_recipe(name))
         assert recipe.name == name

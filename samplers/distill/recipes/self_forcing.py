@@ -25,7 +25,7 @@ from skipstep.samplers.distill.flow import Condition, Velocity, as_rows
 from skipstep.samplers.distill.matching import denoised, fake_loss, matching_loss
 from skipstep.samplers.distill.networks import Flow, copied
 from skipstep.samplers.distill.protocol import Adapter, Distiller, Moment, Need
-from skipstep.samplers.distill.walk import shifted_nodes
+from skipstep.samplers.distill.walk import taught_nodes
 
 __all__ = ["SelfForcing"]
 
@@ -67,9 +67,7 @@ class SelfForcing(Distiller):
 
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return the nodes of a chunk; raises ValueError for another number of steps."""
-        if steps != self.steps:
-            raise ValueError(f"steps={steps}: this student takes {self.steps} steps")
-        return shifted_nodes(steps, self.shift)
+        return taught_nodes(steps, self.steps, self.shift)
 
     def scheduler_nodes(self, steps: int) -> tuple[float, ...]:
         """Return one step: the pipeline sees the whole roll-out as one call of its denoiser."""

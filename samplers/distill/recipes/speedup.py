@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from skipstep.samplers.distill.flow import Condition, as_rows, with_negative
+from skipstep.samplers.distill.flow import Condition, with_negative
 from skipstep.samplers.distill.protocol import Adapter, Distiller, Moment
 from skipstep.samplers.distill.speedup import with_speedup
 from skipstep.samplers.distill.walk import shifted_nodes, taught_nodes, walk
@@ -81,10 +81,10 @@ class SpeedUpNet(Distiller):
             raise ValueError("speedup needs a teacher with guidance: this one has no empty prompt")
         count = len(now.batch.noise)
         other = torch.randperm(count, generator=now.generator)
-        chosen = (now.uniform(count) < self.negatives).float()
-        return {
-            name: torch.where(
-                as_rows(chosen.to(value.device), value).bool(), value[other], empty[name]
-            )
-            for name, value in own.items()
-        }
+        chosen = now.uniform(count) < self.negatives
+
+        def negative(value: Tensor, none: Tensor) -> Tensor:
+            rows = chosen.reshape(-1, *[1] * (value.ndim - 1)).to(value.device)
+            return torch.where(rows, value[other.to(value.device)], none)
+
+        return {name: negative(value, empty[name]) for name, value in own.items()}

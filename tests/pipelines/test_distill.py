@@ -54,8 +54,6 @@ def test_an_adapter_is_distilled_from_anchored_paths(
     pipe.set_progress_bar_config(disable=True)
     student = distill(job, pipe, tmp_path / "student")
     assert student.adapter == "speedup" and student.guidance == 3.0
-    again = distill(job, pipe, tmp_path / "student")
-    assert again.training["iterations"] == 2, "a finished run trains no more"
     pipe.enable_plugin("few_step", weights=str(tmp_path / "student"))
     rows: list[int] = []
     pipe.transformer.pos_embed.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))

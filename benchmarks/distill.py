@@ -1,5 +1,6 @@
 """Students of every recipe on the plane, beside their exact teacher in as many Euler steps.
 
+The last two tables are students of guided teachers with prompts, and causal ones of clips.
 The figure is the sliced Wasserstein distance of 4096 samples to fresh data, less is better; two
 draws of data are the floor apart. Figures at one iteration count compare recipes at equal updates,
 not at equal cost.
@@ -13,9 +14,11 @@ import time
 
 import torch
 
+from skipstep.samplers.distill import plane_clips, plane_prompts
 from skipstep.samplers.distill.plane import checkerboard, ring, sliced_wasserstein
-from skipstep.samplers.distill.plane_suite import CASES, QUICK, learned_flow, prove
+from skipstep.samplers.distill.plane_suite import CASES, QUICK, Proof, learned_flow, prove
 
+HEAD = "| recipe | teacher | student | gain | CPU s |\n|---|---|---|---|---|"
 MIXTURES = {"ring": ring, "checkerboard": checkerboard}
 
 
@@ -34,15 +37,31 @@ def main() -> None:
         floor = sliced_wasserstein(mixture.sample(4096, generator), mixture.sample(4096, generator))
         start = learned_flow(mixture, 400 if arguments.quick else 1000)
         print(f"\n{name}, {iterations} iterations, floor {floor:.3f}\n")
-        print("| recipe | teacher | student | gain | CPU s |\n|---|---|---|---|---|")
+        print(HEAD)
         for case in CASES:
             if arguments.only and not case.recipe.startswith(arguments.only):
                 continue
             began = time.process_time()
-            proof = prove(case, mixture, start, iterations)
-            spent = time.process_time() - began
-            row = f"{proof.teacher:.3f} | {proof.student:.3f} | {proof.gain:.1f}x | {spent:.0f}"
-            print(f"| {case.name} | {row} |", flush=True)
+            tell(prove(case, mixture, start, iterations), began)
+    for title, suite, learned in (
+        ("prompts", plane_prompts, plane_prompts.learned_prompts),
+        ("clips", plane_clips, plane_clips.learned_clips),
+    ):
+        cases = [each for each in suite.CASES if each.recipe.startswith(arguments.only or "")]
+        if not cases:
+            continue
+        print(f"\n{title}, {suite.UPDATES} iterations\n{HEAD}")
+        start = learned()
+        for case in cases:
+            began = time.process_time()
+            tell(suite.prove(case, start), began)
+
+
+def tell(proof: Proof, began: float) -> None:
+    """Print a row."""
+    spent = time.process_time() - began
+    row = f"{proof.teacher:.3f} | {proof.student:.3f} | {proof.gain:.1f}x | {spent:.0f}"
+    print(f"| {proof.case.name} | {row} |", flush=True)
 
 
 if __name__ == "__main__":

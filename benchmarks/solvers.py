@@ -308,19 +308,23 @@ def orders() -> None:
         print(f"{label:<22} {math.log2(errors[0] / errors[1]):.2f}   error at 640: {errors[1]:.1e}")
 
 
-def reference(scales: Sequence[float], counts: Sequence[int], files: Sequence[Path]) -> None:
+def reference(
+    scales: Sequence[float], counts: Sequence[int], files: Sequence[Path], pictures: int
+) -> None:
     """Print decibels to the fine solution on prompts that no file was fitted on.
 
     "All" is the root mean square over everything, where one picture that turns out another decides;
     the median and the mean are over pictures. Peers are asked at four shifts each, and the best of
-    all in each column is printed.
+    all in each column is printed. A file's gain is the mean over pictures of decibels beyond the
+    peer with the best mean, with its 95 % interval, and the share of pictures that are nearer.
     """
     from skipstep.pipelines.reference import load_reference
     from skipstep.pipelines.reference.prompts import load_prompts
     from skipstep.pipelines.tune.calibrate_solver import SolverCalibration
     from skipstep.samplers.solvers.solver_file import SolverFile
 
-    prompts = [each["prompt"] for each in load_prompts()][2::32]
+    known_prompts = [each["prompt"] for each in load_prompts()]
+    prompts = known_prompts[2 :: len(known_prompts) // pictures]
     made = SolverCalibration(
         load_reference(),
         prompts,
@@ -331,13 +335,12 @@ def reference(scales: Sequence[float], counts: Sequence[int], files: Sequence[Pa
     )
     known = [(file, SolverFile.load(file)) for file in files]
     made.pipe.set_progress_bar_config(disable=True)
-    print("| guidance | steps | solver | all | median | mean |\n|---|---|---|---|---|---|")
+    print("| guidance | steps | solver | all | median | mean | gain | nearer |")
+    print("|---|---|---|---|---|---|---|---|")
     for scale in scales:
         truth = made.job.solve_finely(scale).at(0.0)
 
-        def decibels(
-            count: int, scheduler: Any, of: float = scale, end: Tensor = truth
-        ) -> tuple[float, ...]:
+        def decibels(count: int, scheduler: Any, of: float = scale, end: Tensor = truth) -> Tensor:
             scheduler.set_timesteps(count)
 
             def step(i: int, x: Tensor, output: Tensor) -> Tensor:
@@ -345,13 +348,10 @@ def reference(scales: Sequence[float], counts: Sequence[int], files: Sequence[Pa
                 return following
 
             errors = errors_of(made.drive(of, scheduler.timesteps.tolist(), step), end)
-            whole = errors.pow(2).mean().sqrt()
-            middle, mean = errors.quantile(0.5).log10(), errors.log10().mean()
-            return tuple(-20 * float(each) for each in (whole.log10(), middle, mean))
+            return -20 * errors.log10()
 
-        def tell(count: int, label: str, row: Sequence[float], of: float = scale) -> None:
-            cells = " | ".join(f"{each:.1f}" for each in row)
-            print(f"| {of:g} | {count} | {label} | {cells} |", flush=True)
+        def tell(count: int, label: str, cells: Sequence[str], of: float = scale) -> None:
+            print(f"| {of:g} | {count} | {label} | {' | '.join(cells)} |", flush=True)
 
         for count in counts:
             peers = {
@@ -364,20 +364,36 @@ def reference(scales: Sequence[float], counts: Sequence[int], files: Sequence[Pa
                 for preset in ("unipc", "dpm++2m")
                 for shift in (1.0, 1.5, 2.0, 3.0)
             }
-            tell(
-                count,
-                "best of UniPC and DPM++2M",
-                [max(row) for row in zip(*peers.values(), strict=True)],
-            )
-            unipc = [row for (preset, _), row in peers.items() if preset == "unipc"]
-            tell(count, "UniPC, its best shift", [max(row) for row in zip(*unipc, strict=True)])
+            tell(count, "best of UniPC and DPM++2M", best_columns(list(peers.values())))
+            unipc = [found for (preset, _), found in peers.items() if preset == "unipc"]
+            tell(count, "UniPC, its best shift", best_columns(unipc))
+            best = max(peers.values(), key=lambda found: float(found.mean()))
             for path, file in known:
                 if file.steps == count:
                     rows = file.table(scale)
                     table = rows and {"kernel": rows.kernel, "nodes": rows.nodes, "rows": rows.rows}
                     solver = ExponentialAdamsScheduler(**made.job.config | {"table": table})
                     inside = "" if file.serves(scale) else ", outside its range"
-                    tell(count, f"{path.name}{inside}", decibels(count, solver))
+                    found = decibels(count, solver)
+                    gain = found - best
+                    half = 1.96 * float(gain.std()) / len(gain) ** 0.5
+                    cells = [f"{each:.1f}" for each in columns(found)]
+                    cells.append(f"{float(gain.mean()):+.1f} ± {half:.1f}")
+                    cells.append(f"{float((gain > 0).double().mean()):.0%}")
+                    tell(count, f"{path.name}{inside}", cells)
+
+
+def columns(decibels: Tensor) -> tuple[float, float, float]:
+    """Return decibels of everything at once, of the median and of the mean picture."""
+    errors = 10 ** (-decibels / 20)
+    whole = -20 * errors.pow(2).mean().sqrt().log10()
+    return float(whole), float(decibels.quantile(0.5)), float(decibels.mean())
+
+
+def best_columns(found: Sequence[Tensor]) -> list[str]:
+    """Return the best of several solvers in each column, and no gain."""
+    rows = [columns(each) for each in found]
+    return [*(f"{max(row):.1f}" for row in zip(*rows, strict=True)), "", ""]
 
 
 def main() -> None:
@@ -390,6 +406,7 @@ def main() -> None:
     parser.add_argument("--reference", action="store_true")
     parser.add_argument("--guidance", type=float, nargs="+", default=[3.0])
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8])
+    parser.add_argument("--pictures", type=int, default=8, choices=(8, 16, 32))
     parser.add_argument("--files", type=Path, nargs="*", default=SHIPPED)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -397,7 +414,7 @@ def main() -> None:
     if arguments.orders:
         orders()
     if arguments.reference:
-        reference(arguments.guidance, arguments.steps, arguments.files)
+        reference(arguments.guidance, arguments.steps, arguments.files, arguments.pictures)
     if arguments.quick or arguments.curves:
         found = exact_scores((5, 8, 10) if arguments.quick else (5, 8, 10, 20), arguments.json)
         if arguments.curves:

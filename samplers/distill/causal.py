@@ -24,7 +24,7 @@ from skipstep.samplers.distill.matching import denoised
 from skipstep.samplers.distill.networks import Flow
 from skipstep.samplers.distill.walk import renoise
 
-__all__ = ["Memory", "Remembers", "make_causal", "remembering", "roll_out"]
+__all__ = ["Memory", "Remembers", "make_causal", "remembering", "roll_behind", "roll_out"]
 
 
 @dataclass
@@ -96,12 +96,37 @@ def roll_out(
                     z = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
                     x = renoise(x_0, torch.zeros_like(t), torch.full_like(t, nodes[i + 1]), z)
             made.append(x_0)
-            memory.writing = True
-            with torch.no_grad():
-                flow(x_0.detach(), torch.zeros(len(x)).to(x), condition)
-            memory.writing = False
-            memory.frames += x.shape[axis]
+            _remember(flow, memory, x_0, condition)
     return torch.cat(made, axis)
+
+
+def roll_behind(
+    flow: Flow,
+    past: Float[Tensor, " b *size"],
+    x_t: Float[Tensor, " b *size"],
+    t: Float[Tensor, " b"],
+    condition: Condition,
+    *,
+    chunk: int,
+    window: int,
+) -> Float[Tensor, " b *size"]:
+    """Return v of every chunk of x_t, each behind the true chunks of `past` before it."""
+    axis = frame_axis(past)
+    memory, found = Memory(window), []
+    with remembering(flow.module, memory):
+        for clean, x in zip(past.split(chunk, axis), x_t.split(chunk, axis), strict=True):
+            found.append(flow(x, t, condition))
+            _remember(flow, memory, clean, condition)
+    return torch.cat(found, axis)
+
+
+def _remember(flow: Flow, memory: Memory, clean: Tensor, condition: Condition) -> None:
+    """Write down a finished chunk."""
+    memory.writing = True
+    with torch.no_grad():
+        flow(clean.detach(), torch.zeros(len(clean)).to(clean), condition)
+    memory.writing = False
+    memory.frames += clean.shape[frame_axis(clean)]
 
 
 def frame_axis(x: Tensor) -> int:

@@ -34,7 +34,7 @@ CASES = (
         rate=1e-3,
     ),
 )
-CLIP_ITERATIONS = 400
+LEARNED, UPDATES = 300, 360
 
 
 def clips() -> Mixture:
@@ -105,16 +105,16 @@ class ClipSource:
         return Batch(noise=noise, data=clips().sample(size, generator))
 
 
-def learned_clips(iterations: int = 600) -> nn.Module:
+def learned_clips(iterations: int = LEARNED) -> nn.Module:
     """Return a small network that has learned the exact flow of whole clips."""
     torch.manual_seed(0)
-    settings = Training(iterations=iterations, batch=256, rate=3e-3, average=0.99)
+    settings = Training(iterations=iterations, batch=128, rate=3e-3, average=0.98)
     return Trainer(
         load_recipe("guidance"), ClipNet(), ClipSource(), settings, teacher=clips()
     ).run()
 
 
-def prove(case: Case, start: nn.Module, iterations: int = CLIP_ITERATIONS) -> Proof:
+def prove(case: Case, start: nn.Module, iterations: int = UPDATES) -> Proof:
     """Train a causal student; measure its clips and the exact flow's Euler steps."""
     mixture, recipe = clips(), load_recipe(case.recipe, case.options)
     settings = Training(iterations=iterations, batch=128, rate=case.rate, average=0.95)

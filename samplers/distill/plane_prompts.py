@@ -20,7 +20,7 @@ from skipstep.samplers.distill.flow import Condition, Guided, PlainBridge, with_
 from skipstep.samplers.distill.networks import Flow
 from skipstep.samplers.distill.paths import PathSource, teacher_path
 from skipstep.samplers.distill.plane import PlaneNet, ring, sliced_wasserstein
-from skipstep.samplers.distill.plane_suite import JUDGED, QUICK, Case, Proof
+from skipstep.samplers.distill.plane_suite import JUDGED, Case, Proof
 from skipstep.samplers.distill.protocol import Batch
 from skipstep.samplers.distill.trainer import Trainer, Training
 from skipstep.samplers.distill.walk import shifted_nodes, walk
@@ -29,10 +29,11 @@ __all__ = ["CASES", "SCALE", "TokenNet", "learned_prompts", "prove"]
 
 SCALE = 3.0
 PATHS = 2048
+LEARNED, UPDATES = 350, 150
 CASES = (
-    Case("speedup", {"steps": 2, "teacher_steps": 6}, 2, 1.0),
-    Case("reflow", {}, 1, 1.0),
-    Case("reflow", {}, 1, 1.0, anchor=20),
+    Case("speedup", {"steps": 1, "teacher_steps": 8}, 1, 12.9),
+    Case("reflow", {}, 1, 8.3, guidance=SCALE),
+    Case("reflow", {}, 1, 30.0, guidance=SCALE, anchor=20),
 )
 
 TOKENS: Float[Tensor, "8 2 8"] = (
@@ -85,7 +86,7 @@ class PromptSource:
         )
 
 
-def learned_prompts(iterations: int = 600) -> nn.Module:
+def learned_prompts(iterations: int = LEARNED) -> nn.Module:
     """Return a small network that has learned the exact flow of every prompt."""
     torch.manual_seed(0)
     settings = Training(iterations=iterations, batch=256, rate=3e-3, average=0.99)
@@ -93,7 +94,7 @@ def learned_prompts(iterations: int = 600) -> nn.Module:
     return Trainer(load_recipe("guidance"), TokenNet(), source, settings, teacher=ring()).run()
 
 
-def prove(case: Case, start: nn.Module, iterations: int = QUICK) -> Proof:
+def prove(case: Case, start: nn.Module, iterations: int = UPDATES) -> Proof:
     """Train a student by the case's recipe; measure it and the guided teacher's Euler steps."""
     mixture = ring()
     recipe = load_recipe(case.recipe, case.options)

@@ -47,6 +47,8 @@ class Case:
     rate: float = 2e-3
     edges: Sequence[float] = ()
     """Where a student of several networks passes from one to the next."""
+    guidance: float = 1.0
+    """The teacher's, on paths of prompts."""
     anchor: int = 0
     """Updates a step that bring the teacher's guided paths to their anchor."""
 
@@ -55,7 +57,8 @@ class Case:
         """Return recipe, steps and options in one line."""
         told = ", ".join(f"{k}={v}" for k, v in self.options.items() if k != "steps")
         told += ", blockwise" if self.edges else ""
-        told += "anchored" if self.anchor else ""
+        told += f"guidance {self.guidance:g}" if self.guidance != 1 else ""
+        told += ", anchored" if self.anchor else ""
         return f"{self.recipe}, {self.steps} steps" + (f" ({told})" if told else "")
 
 

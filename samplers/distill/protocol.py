@@ -58,6 +58,7 @@ class Moment:
     batch: Batch
     generator: torch.Generator
     progress: float
+    iteration: int = 0
     times: LossAwareTimes = field(default_factory=LossAwareTimes)
 
     @property

@@ -155,7 +155,9 @@ class Trainer:
         state, options = self.state, self.options
         role = self.recipe.role_at(state.iteration)
         batch = self.source.draw(options.batch, state.generator)
-        now = Moment(self.flows, batch, state.generator, self.progress, state.times)
+        now = Moment(
+            self.flows, batch, state.generator, self.progress, state.iteration, state.times
+        )
         with self.accelerator.autocast():
             loss = self.recipe.loss(role, now)
         self.accelerator.backward(loss)

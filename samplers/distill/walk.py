@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipstep.samplers.distill.flow import Condition, Velocity, as_rows
 
-__all__ = ["renoise", "shifted_nodes", "walk"]
+__all__ = ["renoise", "shifted_nodes", "taught_nodes", "walk"]
 
 
 def shifted_nodes(steps: int, shift: float = 1.0) -> tuple[float, ...]:
@@ -27,6 +27,17 @@ def shifted_nodes(steps: int, shift: float = 1.0) -> tuple[float, ...]:
     """
     even = [1 - i / steps for i in range(steps + 1)]
     return tuple(shift * u / (1 + (shift - 1) * u) for u in even)
+
+
+def taught_nodes(steps: int, taught: int, shift: float = 1.0) -> tuple[float, ...]:
+    """Return the nodes of a student that knows one number of steps; raises ValueError for another.
+
+    >>> taught_nodes(2, taught=2)
+    (1.0, 0.5, 0.0)
+    """
+    if steps != taught:
+        raise ValueError(f"steps={steps}: this student takes {taught} steps")
+    return shifted_nodes(steps, shift)
 
 
 def renoise(

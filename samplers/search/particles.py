@@ -6,8 +6,8 @@ At chosen nodes every particle's picture so far is scored, r_k, and particles ar
 (systematic resampling). Copies then part by fresh noise: they are brought back by one node. Needs
 rewards that mean something on unfinished pictures; early in a walk those are blurred.
 Differs from the authors' code: rewards are counted in their own spread, so that lambda has no unit;
-the walk between is deterministic, so the noise that parts copies
-costs one evaluation more a resampling; the first copy of a particle goes on without it.
+the walk between is deterministic, so the noise that parts copies costs one evaluation more a
+resampling; the first copy of a particle goes on without it.
 """
 
 from typing import Annotated

@@ -26,7 +26,7 @@ from torch import Tensor
 from skipstep.samplers.base import SamplerPlugin
 from skipstep.samplers.solvers.nodes import nodes
 from skipstep.samplers.solvers.paths import betas_of, vp_path
-from skipstep.samplers.solvers.scheduler import SolverOutput, to_kernel
+from skipstep.samplers.solvers.scheduler import SolverOutput, noised, to_kernel
 from skipstep.samplers.solvers.solver import path_config
 
 __all__ = ["AcceleratedDDPM", "AcceleratedDDPMScheduler"]
@@ -118,12 +118,7 @@ class AcceleratedDDPMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
     def add_noise(self, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return alpha x0 + sigma eps at each sample's network time."""
         levels = [self.path.at_time(float(t)) for t in timesteps.flatten()]
-        shape = (-1, *[1] * (original.ndim - 1))
-        alpha, sigma = (
-            torch.tensor([part(s) for s in levels]).to(original).reshape(shape)
-            for part in (self.path.alpha, self.path.sigma)
-        )
-        return alpha * original + sigma * noise
+        return noised(self.path, original, noise, levels)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)

@@ -32,7 +32,7 @@ from skipstep.samplers.solvers.nodes import Spacing, nodes, shifted
 from skipstep.samplers.solvers.paths import Path, betas_of, edm_path, flow_path, vp_path
 from skipstep.samplers.solvers.presets import formula_of
 
-__all__ = ["ExponentialAdamsScheduler", "SolverOutput", "Table", "path_of", "to_kernel"]
+__all__ = ["ExponentialAdamsScheduler", "SolverOutput", "Table", "noised", "path_of", "to_kernel"]
 
 Numbers = Sequence[float] | ndarray | Tensor
 FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
@@ -345,15 +345,8 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
         timesteps: Tensor,
     ) -> Float[Tensor, "b ..."]:
         """Return alpha x0 + sigma eps at each sample's network time."""
-        shape = (-1, *([1] * (original_samples.ndim - 1)))
         levels = [self._s_at(float(t)) for t in timesteps.flatten()]
-        alpha, sigma = (
-            torch.tensor([part(s) for s in levels], dtype=torch.float32)
-            .to(device=original_samples.device, dtype=original_samples.dtype)
-            .reshape(shape)
-            for part in (self.path.alpha, self.path.sigma)
-        )
-        return alpha * original_samples + sigma * noise
+        return noised(self.path, original_samples, noise, levels)
 
     def scale_noise(
         self, sample: Float[Tensor, "b ..."], timestep: Tensor, noise: Float[Tensor, "b ..."]
@@ -371,6 +364,17 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
+
+
+def noised(
+    path: Path, x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], levels: Sequence[float]
+) -> Float[Tensor, "b ..."]:
+    """Return alpha x0 + sigma eps, each sample at its own s of `levels`."""
+    alpha, sigma = (
+        torch.tensor([part(s) for s in levels]).to(x_0).reshape(-1, *[1] * (x_0.ndim - 1))
+        for part in (path.alpha, path.sigma)
+    )
+    return alpha * x_0 + sigma * noise
 
 
 def path_of(config: Any) -> Path:

@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 from skipstep.pipelines.cli.main import app
-from skipstep.pipelines.distill.job import read_job
+from skipstep.pipelines.distill.job import distill, read_job
 from skipstep.pipelines.reference.load import load_reference
 from skipstep.plugins.errors import BadOption, PluginError
 
@@ -38,6 +38,27 @@ def test_a_job_becomes_a_student_that_runs(tmp_path: Path, monkeypatch: pytest.M
     pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     pipe("a red heart", output_type="latent")
     assert len(calls) == 2
+
+
+def test_an_adapter_is_distilled_from_anchored_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SpeedUpNet on the picture model: one call a step, and the prompt not to follow counts."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr("skipstep.pipelines.distill.job.SHARD", 2)
+    file = tmp_path / "job.yaml"
+    text = JOB.replace("trajectory, options: {at: [1, 0.5, 0]}", "speedup, options: {steps: 2}")
+    text = text.replace("steps: 2, paths: 2", "steps: 2, anchor: 1, paths: 2")
+    file.write_text(text.replace("muon: true", ""), encoding="utf-8")
+    pipe, job = load_reference(), read_job(file)
+    pipe.set_progress_bar_config(disable=True)
+    student = distill(job, pipe, tmp_path / "student")
+    assert student.adapter == "speedup" and student.guidance == 3.0
+    pipe.enable_plugin("few_step", weights=str(tmp_path / "student"))
+    rows: list[int] = []
+    pipe.transformer.pos_embed.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    pipe("a red heart", negative_prompt="blue", output_type="latent")
+    assert rows == [1, 1]
 
 
 def test_the_shipped_job_is_readable() -> None:

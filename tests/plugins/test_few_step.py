@@ -262,6 +262,16 @@ def test_an_adapter_that_has_learned_nothing_is_the_conditional_pass(tmp_path: P
     torch.testing.assert_close(run(tiny, steps=2), conditional, rtol=0, atol=1e-3)
 
 
+def test_a_cache_serves_an_adapter(tmp_path: Path) -> None:
+    tiny = tiny_pipeline("pixart")
+    tiny.pipe.enable_plugin("few_step", weights=speedup_of(tiny, tmp_path))
+    alone = run(tiny, steps=2)
+    tiny.pipe.enable_plugin("fora", interval=2, warmup_steps=1)
+    together = run(tiny, steps=2)
+    skipped = [c for call in tiny.pipe.plugin_report().calls for c in call.choices if not c.compute]
+    assert skipped and not torch.equal(together, alone)
+
+
 def test_an_adapter_of_other_layers_and_split_guidance_are_refused(tmp_path: Path) -> None:
     tiny = tiny_pipeline("pixart")
     folder = Path(speedup_of(tiny, tmp_path))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skipstep.samplers.distill.flow import as_rows
 from skipstep.samplers.distill.protocol import Distiller, Moment
-from skipstep.samplers.distill.walk import shifted_nodes, walk
+from skipstep.samplers.distill.walk import shifted_nodes, taught_nodes, walk
 
 __all__ = ["Backward"]
 
@@ -45,9 +45,7 @@ class Backward(Distiller):
 
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return the nodes the student was trained on; raises ValueError for another number."""
-        if steps != self.steps:
-            raise ValueError(f"steps={steps}: this student takes {self.steps} steps")
-        return shifted_nodes(steps)
+        return taught_nodes(steps, self.steps)
 
     def shifted(self, t: float) -> float:
         """Return gamma(t)."""

@@ -7,9 +7,9 @@ In the paper's time u from noise (0) to data (1), with x_1 the data and v_0 the 
   x(u + du) = x + v_0 du + (u + du / 2) a du
 Trained on the ends of the teacher's paths. An acceleration lets two paths cross that a velocity
 must bend around; a walk of N steps costs N + 1 evaluations.
-Differs from the authors' code: both networks learn in one run, in turn; squared errors
-instead of LPIPS and pseudo-Huber; no GAN stage. The acceleration
-network needs v_0 beside its input, which no diffusers denoiser takes: for own modules only.
+Differs from the authors' code: both networks learn in one run, in turn; squared errors instead of
+LPIPS and pseudo-Huber; no GAN stage. The acceleration network needs v_0 beside its input, which no
+diffusers denoiser takes: for own modules only.
 """
 
 from typing import Annotated, ClassVar

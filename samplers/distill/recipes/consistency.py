@@ -23,7 +23,7 @@ from skipstep.samplers.distill.couplings import Coupling, couple
 from skipstep.samplers.distill.distances import pseudo_huber
 from skipstep.samplers.distill.flow import as_rows
 from skipstep.samplers.distill.protocol import Distiller, Moment, Need
-from skipstep.samplers.distill.walk import shifted_nodes
+from skipstep.samplers.distill.walk import taught_nodes
 
 __all__ = ["Consistency", "Segmented"]
 
@@ -79,9 +79,7 @@ class Segmented(Distiller):
 
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return the segments' ends; raises ValueError for another number of steps."""
-        if steps != self.segments:
-            raise ValueError(f"steps={steps}: this student takes {self.segments} steps")
-        return shifted_nodes(steps)
+        return taught_nodes(steps, self.segments)
 
     def loss(self, role: str, now: Moment) -> Float[Tensor, ""]:
         """Return the distance of the two maps, to the end of the segment."""

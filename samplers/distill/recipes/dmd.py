@@ -21,7 +21,7 @@ from torch import Tensor
 from skipstep.samplers.distill.flow import as_rows
 from skipstep.samplers.distill.matching import denoised, fake_loss, matching_loss
 from skipstep.samplers.distill.protocol import Distiller, Moment
-from skipstep.samplers.distill.walk import renoise, shifted_nodes, walk
+from skipstep.samplers.distill.walk import renoise, taught_nodes, walk
 
 __all__ = ["TDM"]
 
@@ -49,9 +49,7 @@ class TDM(Distiller):
 
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return the nodes the student was trained on; raises ValueError for another number."""
-        if steps != self.steps:
-            raise ValueError(f"steps={steps}: this student takes {self.steps} steps")
-        return shifted_nodes(steps, self.shift)
+        return taught_nodes(steps, self.steps, self.shift)
 
     def loss(self, role: str, now: Moment) -> Float[Tensor, ""]:
         """Return the matching loss of the student or the denoising loss of the fake network."""

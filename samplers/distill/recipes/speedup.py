@@ -19,10 +19,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from skipstep.samplers.distill.flow import Condition, as_rows, with_negative
+from skipstep.samplers.distill.flow import Condition, with_negative
 from skipstep.samplers.distill.protocol import Adapter, Distiller, Moment
 from skipstep.samplers.distill.speedup import with_speedup
-from skipstep.samplers.distill.walk import shifted_nodes, walk
+from skipstep.samplers.distill.walk import shifted_nodes, taught_nodes, walk
 
 __all__ = ["SpeedUpNet"]
 
@@ -58,9 +58,7 @@ class SpeedUpNet(Distiller):
 
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return the nodes the student was trained on; raises ValueError for another number."""
-        if steps != self.steps:
-            raise ValueError(f"steps={steps}: this student takes {self.steps} steps")
-        return shifted_nodes(steps)
+        return taught_nodes(steps, self.steps)
 
     def loss(self, role: str, now: Moment) -> Float[Tensor, ""]:
         """Return the squared error of one random step."""
@@ -83,10 +81,10 @@ class SpeedUpNet(Distiller):
             raise ValueError("speedup needs a teacher with guidance: this one has no empty prompt")
         count = len(now.batch.noise)
         other = torch.randperm(count, generator=now.generator)
-        chosen = (now.uniform(count) < self.negatives).float()
-        return {
-            name: torch.where(
-                as_rows(chosen.to(value.device), value).bool(), value[other], empty[name]
-            )
-            for name, value in own.items()
-        }
+        chosen = now.uniform(count) < self.negatives
+
+        def negative(value: Tensor, none: Tensor) -> Tensor:
+            rows = chosen.reshape(-1, *[1] * (value.ndim - 1)).to(value.device)
+            return torch.where(rows, value[other.to(value.device)], none)
+
+        return {name: negative(value, empty[name]) for name, value in own.items()}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from skipstep.samplers.distill.flow import as_rows
 from skipstep.samplers.distill.protocol import Distiller, Moment, Need
+from skipstep.samplers.distill.walk import taught_nodes
 
 __all__ = ["Trajectory"]
 
@@ -50,8 +51,7 @@ class Trajectory(Distiller):
 
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return `at`; the student knows no other number of steps."""
-        if steps != len(self.at) - 1:
-            raise ValueError(f"steps={steps}: this student takes {len(self.at) - 1} steps")
+        taught_nodes(steps, len(self.at) - 1)
         return self.at
 
     def loss(self, role: str, now: Moment) -> Float[Tensor, ""]:

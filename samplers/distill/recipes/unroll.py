@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skipstep.samplers.distill.distances import pseudo_huber
 from skipstep.samplers.distill.protocol import Distiller, Moment, Need
-from skipstep.samplers.distill.walk import shifted_nodes, walk
+from skipstep.samplers.distill.walk import taught_nodes, walk
 
 __all__ = ["Unroll"]
 
@@ -37,9 +37,7 @@ class Unroll(Distiller):
 
     def nodes(self, steps: int) -> tuple[float, ...]:
         """Return the nodes the student was trained on; raises ValueError for another number."""
-        if steps != self.steps:
-            raise ValueError(f"steps={steps}: this student takes {self.steps} steps")
-        return shifted_nodes(steps)
+        return taught_nodes(steps, self.steps)
 
     def loss(self, role: str, now: Moment) -> Float[Tensor, ""]:
         """Return the distance of the two ends."""

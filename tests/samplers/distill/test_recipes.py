@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from skipstep.samplers.distill import plane_clips, plane_prompts
 from skipstep.samplers.distill.blockwise import Blockwise
 from skipstep.samplers.distill.catalog import RECIPES, load_recipe
 from skipstep.samplers.distill.flow import PlainBridge
@@ -47,8 +48,26 @@ def test_a_student_beats_its_teacher_by_half_the_measured_gain(
     assert proof.gain > max(case.gain / 2, 1.0), f"{proof.student:.3f} to {proof.teacher:.3f}"
 
 
+@pytest.fixture(scope="module")
+def prompt_start() -> nn.Module:
+    return plane_prompts.learned_prompts()
+
+
+@pytest.mark.parametrize("case", plane_prompts.CASES, ids=lambda case: case.name)
+def test_a_student_of_prompts_beats_its_guided_teacher(case: Case, prompt_start: nn.Module) -> None:
+    proof = plane_prompts.prove(case, prompt_start)
+    assert proof.gain > max(case.gain / 2, 1.0), f"{proof.student:.3f} to {proof.teacher:.3f}"
+
+
+@pytest.mark.parametrize("case", plane_clips.CASES, ids=lambda case: case.name)
+def test_a_causal_student_beats_the_teacher_of_whole_clips(case: Case) -> None:
+    proof = plane_clips.prove(case, plane_clips.learned_clips())
+    assert proof.gain > max(case.gain / 2, 1.0), f"{proof.student:.3f} to {proof.teacher:.3f}"
+
+
 def test_every_recipe_is_proven() -> None:
-    assert {case.recipe for case in CASES} | PROVEN_ELSEWHERE == set(RECIPES)
+    cases = (*CASES, *plane_prompts.CASES, *plane_clips.CASES)
+    assert {case.recipe for case in cases} | PROVEN_ELSEWHERE == set(RECIPES)
 
 
 def test_guidance_is_learned_so_that_its_student_walks_as_the_teacher_does(

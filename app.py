@@ -49,6 +49,7 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
     from skipstep.pipelines.ui.batch_tab import BatchTab
     from skipstep.pipelines.ui.compare_tab import CompareTab
     from skipstep.pipelines.ui.create_tab import CreateTab
+    from skipstep.pipelines.ui.lingering import linger
     from skipstep.pipelines.ui.page import Page, blocks_in_words
     from skipstep.pipelines.ui.plugins_tab import PluginsTab
     from skipstep.pipelines.ui.splat_tab import SplatTab
@@ -86,6 +87,7 @@ def build_app(studio: Studio, folder: Path, limits: Limits | None = None) -> Any
                 PluginsTab(page, model)
         Api(page, desk)
     ui.queue(**queue_settings())
+    linger(ui)
     return ui
 
 

@@ -82,6 +82,8 @@ def allowed(about: dict[str, Any], definitions: dict[str, Any]) -> str:
 
     >>> allowed({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}, {})
     'integer >= 1 or null'
+    >>> allowed({"type": "integer", "minimum": 1, "maximum": 9}, {})
+    'integer 1 to 9'
     """
     if "$ref" in about:
         return allowed(definitions.get(about["$ref"].rpartition("/")[2], {}), definitions)
@@ -94,5 +96,7 @@ def allowed(about: dict[str, Any], definitions: dict[str, Any]) -> str:
         tag = about["properties"].get("type", {})
         return str(tag.get("const") or tag.get("default") or about.get("title", "options"))
     words = [str(about.get("const", about.get("type", "any")))]
+    if "minimum" in about and "maximum" in about:
+        return f"{words[0]} {about['minimum']} to {about['maximum']}"
     words += [form.format(about[bound]) for bound, form in BOUNDS if bound in about]
     return " ".join(words)

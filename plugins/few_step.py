@@ -32,7 +32,7 @@ from skipstep.samplers.base import SamplerPlugin
 from skipstep.samplers.distill.scheduler import FewStepScheduler
 from skipstep.samplers.distill.student import JSON, TENSORS, Student
 
-__all__ = ["SHIPPED", "FewStep", "products", "student_folder"]
+__all__ = ["SHIPPED", "FewStep", "products", "student_folder", "taught_steps"]
 
 # Students of the reference model come with the package.
 SHIPPED = ("reference-4", "reference-2")
@@ -71,6 +71,11 @@ class FewStep(SamplerPlugin):
         """Return what the folder says of the student."""
         return load_artefact(student_folder(self.weights) / JSON, Student, kind="few_step")
 
+    def only_steps(self) -> int | None:
+        """Return the one number of steps that the student was taught, None where there are more."""
+        student = self.read()
+        return student.steps if len(student.scheduler["nodes"]) == 1 else None
+
     def build(self, scheduler: Any) -> FewStepScheduler:
         """Return the student's scheduler; the pipeline's own has no say."""
         built: FewStepScheduler = FewStepScheduler(**self.read().scheduler)
@@ -108,6 +113,15 @@ class FewStep(SamplerPlugin):
             attach_causal(site, denoiser, student)
         site.default(num_inference_steps=student.steps, guidance_scale=1.0)
         site.on_report(functools.partial(_note, student))
+
+
+def taught_steps(plugins: tuple[Any, ...]) -> int | None:
+    """Return the number of steps of a student among the plugins, None where any will do.
+
+    A schedule has one too, but skips steps of the plain run: it is held against as many.
+    """
+    students = (plugin for plugin in plugins if isinstance(plugin, FewStep))
+    return next((student.only_steps() for student in students), None)
 
 
 def _note(student: Student, run: Run, report: Report) -> None:

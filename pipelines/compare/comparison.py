@@ -179,9 +179,9 @@ class Comparison:
                 "cores at the start): read the ratios and the CPU seconds, not the seconds."
             )
         if len(self.prompts) < 10:
-            found.append(
-                f"{len(self.prompts)} prompts are few: intervals are too narrow below about ten."
-            )
+            count = len(self.prompts)
+            few = "1 prompt is" if count == 1 else f"{count} prompts are"
+            found.append(f"{few} few: intervals are too narrow below about ten.")
         return found
 
     def to_dict(self) -> dict[str, Any]:

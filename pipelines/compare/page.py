@@ -228,7 +228,10 @@ def chart(comparison: Comparison) -> str:
                 f'<circle class="fewer" cx="{x:.1f}" cy="{y:.1f}" r="5">'
                 f"<title>{label}</title></circle>"
             )
-            parts.append(f'<text x="{x + 11:.1f}" y="{y + 18:.1f}">{arm.steps} steps</text>')
+            # Plugins of equal cost stand to the right of one another.
+            parts.append(
+                f'<text x="{x - 11:.1f}" y="{y + 4:.1f}" text-anchor="end">{arm.steps} steps</text>'
+            )
     parts += [
         *on_top,
         "</svg>",

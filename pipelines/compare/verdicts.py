@@ -23,8 +23,8 @@ CAP = 120.0
 def judge(arm: ArmResult, beside: ArmResult | None) -> str:
     """Put the numbers of a plugin arm in words; `beside` is its fewer-steps arm."""
     if arm.fraction >= FULL:
-        reason = f": {arm.report_verdict}" if arm.report_verdict else ""
-        return f"nothing was skipped{reason}"
+        reason = arm.report_verdict.removeprefix("Nothing was skipped: ")
+        return f"nothing was skipped{': ' if reason else ''}{reason}"
     halves = 0.455 <= arm.fraction < 0.545
     share = f"computes {arm.fraction:.0%} of the blocks"
     saved = f"halves the block computations ({arm.fraction:.0%})" if halves else share

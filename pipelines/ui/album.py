@@ -8,6 +8,7 @@ read, its pixels are not.
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Album:
     ) -> Path:
         """Write one picture or clip."""
         described = describe_row(
-            row,
+            row if side.steps is None else replace(row, steps=side.steps),
             origin_of(pipe, model),
             batch_size=1,
             fraction=1.0 if side.report is None else side.report.fraction,

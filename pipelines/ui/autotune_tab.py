@@ -10,6 +10,7 @@ from skipstep.pipelines.tune.autotune import autotune
 from skipstep.pipelines.tune.request import TARGETS
 from skipstep.pipelines.tune.tuning import Tuning
 from skipstep.pipelines.ui.controls import recipe_words
+from skipstep.pipelines.ui.fragments import outlook
 from skipstep.pipelines.ui.limits import (
     Limits,
     read_count,
@@ -33,6 +34,10 @@ MEANINGS = {
     "min_psnr": "at least so many decibels",
 }
 MOST_TRIALS = 60
+OUTLOOK = (
+    "The recipe that was found comes here, what it costs and what fewer plain steps would give, "
+    "and a button that puts it into Create."
+)
 FIGURES = ("work", "speed-up", "PSNR", "LPe")
 
 
@@ -161,7 +166,7 @@ class AutotuneTab:
         )
         buttons = page.buttons("Find the recipe", "tune")
         status = gradio.HTML("", elem_id="tune-status")
-        words = gradio.HTML("", elem_id="tune-summary")
+        words = gradio.HTML(outlook(OUTLOOK), elem_id="tune-summary")
         drawn = gradio.HTML("", elem_id="tune-chart")
         with gradio.Row():
             take = gradio.Button(

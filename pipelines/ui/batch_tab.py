@@ -3,12 +3,16 @@
 from typing import Any
 
 from skipstep.pipelines.ui.batch_desk import BatchDesk, Status
+from skipstep.pipelines.ui.fragments import outlook
 from skipstep.pipelines.ui.long_runs import Step, progress_line
 from skipstep.pipelines.ui.page import Page, private
 
 __all__ = ["BatchTab"]
 
 POLL_SECONDS = 1.5
+OUTLOOK = (
+    "How far it is comes here, then the first pictures, and at the end an archive of them all."
+)
 
 
 class BatchTab:
@@ -21,8 +25,8 @@ class BatchTab:
         gradio.HTML(
             '<p class="soft">A file of prompts becomes a folder of pictures: .jsonl, .csv, .txt '
             "(one prompt a line) or .parquet. The recipe is the one in Create, unless a row says "
-            "its own. It goes on when this tab is closed, and after Stop it can be taken up again."
-            "</p>"
+            "its own. It goes on when this tab is closed, and after Stop it can be taken up again. "
+            'A line of .jsonl: <code>{"prompt": "a red heart", "seed": 7}</code></p>'
         )
         with gradio.Row(equal_height=True):
             upload = gradio.File(
@@ -38,9 +42,9 @@ class BatchTab:
         with gradio.Row():
             go = gradio.Button("Start", variant="primary", elem_id="batch")
             stop = gradio.Button("Stop", interactive=False, elem_id="batch-stop")
-            resume = gradio.Button("Go on", interactive=False, elem_id="batch-resume")
+            resume = gradio.Button("Resume", interactive=False, elem_id="batch-resume")
         key = gradio.State("")
-        status = gradio.HTML("", elem_id="batch-status")
+        status = gradio.HTML(outlook(OUTLOOK), elem_id="batch-status")
         pictures = gradio.Gallery(
             label="The first pictures",
             columns=8,

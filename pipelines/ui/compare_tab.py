@@ -14,6 +14,7 @@ from skipstep.pipelines.compare.comparison import Comparison
 from skipstep.pipelines.compare.page import page as compare_page
 from skipstep.pipelines.compare.run import compare
 from skipstep.pipelines.progress import Progress
+from skipstep.pipelines.ui.fragments import outlook
 from skipstep.pipelines.ui.limits import Limits, read_arms_text, read_prompts, read_settings
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line, run_with_model
 from skipstep.pipelines.ui.page import Page
@@ -25,6 +26,10 @@ from skipstep.plugins.errors import PluginError
 
 __all__ = ["CompareTab", "run_compare", "save_comparison"]
 
+OUTLOOK = (
+    "A verdict for every recipe comes here, fidelity against cost, all numbers, and the pictures "
+    "side by side."
+)
 PROMPTS = (
     "grinning face, flat style\nstrawberry, 3d style\nghost, flat style, on a purple background"
 )
@@ -128,7 +133,7 @@ class CompareTab:
             interactive=False,
             visible=False,
         )
-        shown = gradio.HTML("", elem_id="comparison")
+        shown = gradio.HTML(outlook(OUTLOOK), elem_id="comparison")
         outputs = [status, shown, files]
         fields = [model, self.prompts, self.recipes, self.steps, self.seed]
         page.connect_run(buttons, self.run, fields, outputs)

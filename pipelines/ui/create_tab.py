@@ -48,7 +48,7 @@ class CreateTab:
                 self.verdict = gradio.HTML("", elem_id="verdict")
                 self.timeline = gradio.HTML("", elem_id="timeline")
                 self.figures = gradio.HTML("", elem_id="figures")
-        with gradio.Accordion("Pictures of this visit", open=True):
+        with gradio.Accordion("Pictures of this visit, and settings from a picture", open=True):
             self.kept = gradio.State([])
             self.chosen_picture = gradio.State(None)
             self.gallery = gradio.Gallery(
@@ -196,4 +196,4 @@ class CreateTab:
 
 def caption(pair: Pair) -> str:
     """Return the words under a picture of the gallery."""
-    return f"seed {pair.row.seed}, {pair.row.steps} steps, {pair.speedup:.1f}x"
+    return f"seed {pair.row.seed}, {pair.speedup:.1f}x"

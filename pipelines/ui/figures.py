@@ -65,7 +65,12 @@ def verdict_of(pair: Pair) -> str:
     report = pair.accelerated.report
     if report is None:
         return "No plugin is on: both pictures are plain ones. Choose a preset or a plugin."
-    if report.fraction >= 1 and not report.calls:
+    own = pair.accelerated.steps
+    if own is not None:
+        said = (
+            f"{own} steps of a student against {pair.row.steps} plain ones. {how_close(pair.psnr)}"
+        )
+    elif report.fraction >= 1 and not report.calls:
         said = str(report.verdict)
     elif math.isinf(pair.psnr) and report.fraction < 1:
         said = f"{report.verdict} The two pictures are identical."

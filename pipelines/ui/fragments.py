@@ -23,6 +23,7 @@ __all__ = [
     "figure_row",
     "live",
     "nothing",
+    "outlook",
     "plugin_table",
     "timeline_strip",
     "verdict_card",
@@ -83,6 +84,11 @@ def welcome() -> str:
     )
 
 
+def outlook(words: str) -> str:
+    """Return what stands where results will be, in words."""
+    return f'<p class="outlook">{escape(words)}</p>'
+
+
 def ends() -> str:
     """Return what stands at the two ends of the slider."""
     return (
@@ -94,7 +100,7 @@ def ends() -> str:
 def timeline_strip(timeline: Sequence[float]) -> str:
     """Return one cell a step: computed, partly computed, skipped; with a legend."""
     if not timeline:
-        return '<p class="soft">No plugin is on: every step was computed.</p>'
+        return '<p class="soft">Every step was computed.</p>'
     kinds = ["c" if v >= FULL else "s" if v <= 1 - FULL else "p" for v in timeline]
     words = {"c": "computed", "s": "skipped", "p": "partly computed"}
     counts = {kind: kinds.count(kind) for kind in ("c", "p", "s")}
@@ -131,7 +137,11 @@ def verdict_card(words: str) -> str:
 
 def plugin_table(listing: Listing) -> str:
     """Return the catalogue: those that work on this pipeline first, the others with the reason."""
-    rows = sorted(listing.rows, key=lambda row: (row.why_not is not None, row.kind, row.name))
+    # Caches first: there are most of them, and they are what a page about skipping is opened for.
+    rows = sorted(
+        listing.rows,
+        key=lambda row: (row.why_not is not None, row.kind != "cache", row.kind, row.name),
+    )
     works = sum(row.why_not is None for row in rows)
     lines = "".join(
         f'<tr class="{"no" if row.why_not else "yes"}"><th scope="row">{escape(row.name)}</th>'

@@ -8,7 +8,7 @@ from typing import Any
 
 from skipstep.pipelines.splat.examples import HELD_OUT
 from skipstep.pipelines.ui.figures import Figure
-from skipstep.pipelines.ui.fragments import figure_row
+from skipstep.pipelines.ui.fragments import figure_row, outlook
 from skipstep.pipelines.ui.long_runs import Result, Step, progress_line
 from skipstep.pipelines.ui.page import Page, private
 from skipstep.pipelines.ui.sculpting import (
@@ -24,13 +24,15 @@ __all__ = ["SplatTab"]
 # The model was trained on none of the objects from HELD_OUT on.
 FIRST_OBJECT = HELD_OUT + 103
 REFINE_STEPS = 100
-PROMPT = "hamburger, 3d style"
+PROMPT = "strawberry, 3d style"
 DRAWING_STEPS = 20
 PHOTOGRAPHS, TEXT = "photographs", "a prompt"
+OUTLOOK = "The object comes here: drag to turn it, scroll to zoom. The files to keep stand below."
 ABOUT = {
     PHOTOGRAPHS: "Photographs of one object, taken evenly around it and a little from above, "
-    "become 3D Gaussians in one forward pass; the refinement then fits them to the photographs. "
-    "The object is cut out by its transparency, or stands before plain white or black.",
+    "become 3D Gaussians in one forward pass; steps of refinement then fit them to the "
+    "photographs. The object is cut out by its transparency, or stands before plain white or "
+    "black.",
     TEXT: "The model chosen in Create draws one object on white, and a second model lifts the "
     "drawing into 3D in one forward pass. The one that is shipped makes a relief with a guessed "
     "back.",
@@ -113,7 +115,7 @@ class SplatTab:
                             page.limits.refine_steps,
                             value=REFINE_STEPS,
                             step=10,
-                            label="Steps of refinement",
+                            label="Refinement",
                             elem_id="refine",
                             min_width=150,
                         )
@@ -141,14 +143,11 @@ class SplatTab:
                         )
                 buttons = page.buttons("Make splats", "splat")
             with gradio.Column(scale=7, min_width=360):
-                scene = gradio.HTML(
-                    '<div class="scene"><p class="viewer blank" aria-hidden="true"></p></div>',
-                    elem_id="scene",
-                )
+                scene = gradio.HTML(outlook(OUTLOOK), elem_id="scene")
                 status = gradio.HTML("", elem_id="splat-status")
                 told = gradio.HTML("", elem_id="splat-figures")
                 files = gradio.File(
-                    label="To keep: three formats of splats, the viewer as one page, the turn",
+                    label="To keep: splats in three formats, the viewer as one page, pictures",
                     file_count="multiple",
                     interactive=False,
                     visible=False,

@@ -35,6 +35,7 @@ from skipstep.pipelines.ui.offered import CLIP_ARGUMENT, REFERENCE, load_by_name
 from skipstep.pipelines.ui.streams import Tell
 from skipstep.pipelines.ui.watching import Previews, call_arguments, to_preview, watched
 from skipstep.plugins.errors import Incompatible, PluginError
+from skipstep.plugins.few_step import taught_steps
 from skipstep.plugins.options import build
 
 __all__ = [
@@ -67,13 +68,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Side:
-    """One picture or clip and what it took; `is_kept` says that it was not made now."""
+    """One picture or clip and what it took; `is_kept` says that it was not made now.
+
+    `steps` are a student's own, None where they are the row's.
+    """
 
     picture: Picture
     seconds: float
     peak_bytes: int | None
     report: Any = None
     is_kept: bool = False
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +242,8 @@ class Studio:
     ) -> Side:
         """Make one of the two pictures."""
         side: Literal["plain", "accelerated"] = "accelerated" if plain is not None else "plain"
+        own = taught_steps(plugins)
+        steps = row.steps if own is None else own
         with in_plain_words(pipe), pipe.plugins(*plugins) if plugins else nullcontext():
             self.warm_up(pipe, row, call, plugins, tell, stop, plain)
 
@@ -247,10 +254,10 @@ class Studio:
                 started = time.perf_counter()
                 self.running += 1
                 picture = self.previews.picture(latents, row.width, row.height)
-                tell(Progress(side, step, row.steps, picture, plain))
+                tell(Progress(side, step, steps, picture, plain))
                 looking += time.perf_counter() - started
 
-            tell(Progress(side, 0, row.steps, None, plain))
+            tell(Progress(side, 0, steps, None, plain))
             on_gpu = device_of(pipe).type == "cuda"
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -258,7 +265,7 @@ class Studio:
             started = time.perf_counter()
             result = pipe(
                 **call,
-                num_inference_steps=row.steps,
+                num_inference_steps=steps,
                 generator=[torch.Generator("cpu").manual_seed(row.seed)],
                 **watched(pipe, stop, see),
             )
@@ -275,7 +282,7 @@ class Studio:
             )
         self.previews.learn(picture[0, picture.shape[1] // 2])
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
-        return Side(picture, seconds, peak, report)
+        return Side(picture, seconds, peak, report, steps=own)
 
     def warm_up(
         self,

@@ -107,8 +107,10 @@ h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-
 .scene { display: flex; gap: 12px; align-items: center; }
 .viewer { flex: 1; min-width: 0; height: 460px; border: 1px solid var(--sk-line); margin: 0;
   border-radius: 12px; background: #fff; }
-.viewer.blank { background: repeating-linear-gradient(90deg, var(--sk-skip) 0 14px,
-  transparent 14px 28px); opacity: .45; }
+.outlook { display: grid; place-items: center; min-height: 220px; margin: 0; padding: 24px 15%;
+  border: 1px dashed var(--sk-line); border-radius: 12px; color: var(--sk-soft); font-size: 14px;
+  text-align: center; text-wrap: balance; }
+#scene .outlook { min-height: 460px; }
 .scene .beside { display: flex; flex-direction: column; gap: 12px; }
 .scene figure { margin: 0; width: 192px; }
 .scene figure img { width: 100%; display: block; border: 1px solid var(--sk-line);
@@ -117,7 +119,14 @@ h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-
 @media (max-width: 700px) { .scene { flex-direction: column; align-items: stretch; }
   .scene .beside { flex-direction: row; } }
 .frame { width: 100%; height: 1200px; border: 0; background: var(--sk-back); }
-.code textarea, #compare-recipes textarea { font: 13px/1.5 ui-monospace, Menlo, "DejaVu Sans Mono", monospace; }
+/* gradio counts 21 pixels a line, and one more for the padding. */
+.code textarea, #compare-recipes textarea { font: 13px/21px ui-monospace, Menlo, "DejaVu Sans Mono", monospace;
+  padding-block: 9.5px; }
+/* The knob is white; without a rim it would look like a gap in the track. */
+input[type=range]::-webkit-slider-thumb { border: 2px solid var(--sk-plugin); }
+input[type=range]::-moz-range-thumb { border: 2px solid var(--sk-plugin); }
+.dark input[type=range] { --neutral-200: var(--sk-skip); }
+#reload .wrap, #photos .wrap, #batch-file .wrap { font-size: 14px; line-height: 1.4; }
 .ends { display: flex; justify-content: space-between; font-size: 13px; color: var(--sk-soft); }
 #gallery .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
 #photos .grid-wrap { padding-top: 26px; }
@@ -125,7 +134,6 @@ h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-
   grid-auto-rows: 112px; height: auto; }
 #gallery .thumbnail-item { width: 112px; height: 112px; aspect-ratio: 1; }
 #gallery .caption-label { font-size: 11px; max-width: 100%; }
-.options { border-left: 3px solid var(--sk-line); padding-left: 12px; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible,
 a:focus-visible { outline: 2px solid var(--sk-plugin) !important; outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
@@ -154,8 +162,9 @@ def make_theme(gradio: Any) -> Any:
         font=FONTS,
         font_mono=MONO,
     )
-    light = {"back": "#f7f6f3", "card": "#ffffff", "ink": "#1d1f24", "soft": "#5c6068"}
-    dark = {"back": "#131418", "card": "#1c1e24", "ink": "#eceae5", "soft": "#a6aab3"}
+    names = ("back", "card", "ink", "soft", "pill")
+    light = dict(zip(names, ("#f7f6f3", "#ffffff", "#1d1f24", "#5c6068", "#eceae5"), strict=True))
+    dark = dict(zip(names, ("#131418", "#1c1e24", "#eceae5", "#a6aab3", "#2a2d35"), strict=True))
     colours: dict[str, str] = {}
     for end, palette, line in (("", light, "#e3e1db"), ("_dark", dark, "#31343c")):
         colours |= {
@@ -172,6 +181,13 @@ def make_theme(gradio: Any) -> Any:
             f"block_info_text_color{end}": palette["soft"],
             f"input_background_fill{end}": palette["card"],
             f"input_border_color{end}": line,
+            f"checkbox_label_background_fill{end}": palette["pill"],
+            f"checkbox_label_background_fill_hover{end}": line,
+            f"checkbox_label_background_fill_selected{end}": palette["pill"],
+            f"button_secondary_background_fill{end}": palette["pill"],
+            f"button_secondary_background_fill_hover{end}": line,
+            f"table_even_background_fill{end}": palette["card"],
+            f"table_odd_background_fill{end}": palette["back"],
         }
     return theme.set(
         **colours,

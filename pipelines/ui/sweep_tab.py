@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from skipstep.pipelines.pictures import data_uri
+from skipstep.pipelines.ui.fragments import outlook
 from skipstep.pipelines.ui.limits import read_name
 from skipstep.pipelines.ui.long_runs import Part, Result, Step, progress_line
 from skipstep.pipelines.ui.page import Page, private
@@ -18,6 +19,7 @@ __all__ = ["SweepTab", "sheet"]
 
 LARGEST = 320
 FIRST, OPTION, VALUES = "easycache", "threshold", "0.02, 0.05, 0.1, 0.2"
+OUTLOOK = "A chart of quality over work comes here, and under it the picture of every cell."
 
 
 def sheet(cells: Sequence[Cell]) -> str:
@@ -63,34 +65,34 @@ class SweepTab:
         names = working(page.studio.pipe)
         first = FIRST if FIRST in names else names[0]
         known = option_names(first)
+        gradio.HTML(
+            '<p class="soft">One option over some values, or two options against each other: every '
+            "cell makes the same picture, and fewer plain steps are the line to beat.</p>"
+        )
         with gradio.Row(equal_height=True):
-            with gradio.Column(min_width=260):
-                plugin = gradio.Dropdown(names, value=first, label="Plugin", elem_id="sweep-plugin")
-                prompts = gradio.Textbox(
-                    "frog, 3d style, on a yellow background",
-                    label="Prompts, one a line; the first is shown",
-                    lines=2,
-                    max_lines=8,
-                )
-            with gradio.Column(min_width=260):
-                option = gradio.Dropdown(
-                    known,
-                    value=OPTION if OPTION in known else known[0],
-                    label="Option",
-                    elem_id="sweep-option",
-                )
-                values = gradio.Textbox(VALUES, label="Values", elem_id="sweep-values")
-            with gradio.Column(min_width=260):
-                second = gradio.Dropdown(
-                    ["", *known], value="", label="Second option", info="empty: none"
-                )
-                second_values = gradio.Textbox("", label="Its values")
-            with gradio.Column(min_width=200):
-                steps = gradio.Slider(2, page.limits.steps, value=20, step=1, label="Steps")
-                seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
+            plugin = gradio.Dropdown(names, value=first, label="Plugin", elem_id="sweep-plugin")
+            option = gradio.Dropdown(
+                known,
+                value=OPTION if OPTION in known else known[0],
+                label="Option",
+                elem_id="sweep-option",
+            )
+            values = gradio.Textbox(VALUES, label="Values", elem_id="sweep-values")
+            second = gradio.Dropdown([("none", ""), *known], value="", label="Second option")
+            second_values = gradio.Textbox("", label="Its values")
+        with gradio.Row(equal_height=True):
+            prompts = gradio.Textbox(
+                "frog, 3d style, on a yellow background",
+                label="Prompts, one a line; the first is shown",
+                lines=2,
+                max_lines=8,
+                scale=3,
+            )
+            steps = gradio.Slider(2, page.limits.steps, value=20, step=1, label="Steps")
+            seed = gradio.Number(0, label="Seed", precision=0, minimum=0)
         buttons = page.buttons("Sweep", "sweep")
         status = gradio.HTML("", elem_id="sweep-status")
-        drawn = gradio.HTML("", elem_id="sweep-chart")
+        drawn = gradio.HTML(outlook(OUTLOOK), elem_id="sweep-chart")
         pictures = gradio.HTML("", elem_id="sweep-sheet")
         plugin.change(
             page.handled(self.change_plugin),
@@ -105,7 +107,7 @@ class SweepTab:
         """Offer the options of another plugin."""
         update, known = self.page.gradio.update, option_names(read_name("plugin", plugin))
         first = OPTION if OPTION in known else known[0]
-        return update(choices=known, value=first), update(choices=["", *known], value="")
+        return update(choices=known, value=first), update(choices=[("none", ""), *known], value="")
 
     def run(self, *given: Any) -> Iterator[tuple[Any, ...]]:
         """Sweep, showing every cell as it comes."""

@@ -230,7 +230,7 @@ def test_stop_ends_the_run(page: Any, served: Studio) -> None:
     assert page.locator("#preset input").input_value().startswith("balanced")
     before = served.running
     page.locator("#generate").click()
-    page.wait_for_selector("text=Plain picture: step")
+    wait_while_it_goes_on(page, "#live >> text=Plain picture: step", "#live")
     page.locator("#stop").click()
     page.wait_for_selector("text=Stopped. Nothing is running")
     wait_for(lambda: not served.lock.locked(), "the run goes on")
@@ -247,7 +247,7 @@ def test_a_tab_that_is_closed_stops_its_run_and_the_next_picture_is_right(
         set_picture(each, seed=5, size=64, steps=steps)
     before = served.running
     other.locator("#generate").click()
-    other.wait_for_selector("text=Plain picture: step")
+    wait_while_it_goes_on(other, "#live >> text=Plain picture: step", "#live")
     other.close()
     page.locator("#generate").click()
     page.wait_for_selector("#pair img", state="visible")
@@ -287,7 +287,7 @@ def test_the_page_works_with_the_keyboard_alone(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "generate"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    page.wait_for_selector("text=Plain picture: step")
+    wait_while_it_goes_on(page, "#live >> text=Plain picture: step", "#live")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "stop"
     page.keyboard.press("Enter")
@@ -371,8 +371,8 @@ def test_sweep(page: Any) -> None:
 
 def test_autotune_and_use_what_was_found(page: Any) -> None:
     go_to(page, "Autotune")
-    write(page, "number input for Steps", 12)
-    write(page, "number input for Trials", 5)
+    write(page, "number input for Steps", 12 if SCREENSHOTS else 6)
+    write(page, "number input for Trials", 5 if SCREENSHOTS else 3)
     write(page, "Prompts to tune on", "a sun\na pizza")
     page.locator("#tune").click()
     wait_while_it_goes_on(page, "#tune-summary table", "#tune-status")
@@ -393,7 +393,7 @@ def test_photographs_become_splats_in_a_viewer(page: Any) -> None:
     go_to(page, "3D")
     page.locator("#splat-example").click()
     page.wait_for_function("document.querySelectorAll('#photos img').length == 4")
-    write(page, "number input for Steps of refinement", 50 if SCREENSHOTS else 10)
+    write(page, "number input for Refinement", 50 if SCREENSHOTS else 10)
     page.locator("#splat").click()
     wait_while_it_goes_on(page, "#scene iframe", "#splat-status")
     viewer = page.frame_locator("#scene iframe")

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.ui.controls import Control, controls_of, recipe_words, with_values
 from skipstep.pipelines.ui.limits import read_recipe
-from skipstep.pipelines.ui.presets import NONE, PLANNED, presets_of
+from skipstep.pipelines.ui.presets import NONE, PLANNED, STUDENT, presets_of
 from skipstep.plugins import catalog
 from skipstep.plugins.errors import BadOption
 from skipstep.plugins.options import build, to_dict
@@ -62,10 +63,11 @@ def test_wrong_values_are_refused_as_everywhere() -> None:
 
 def test_presets_work_on_the_pipeline_they_are_offered_for(reference: Any) -> None:
     found = presets_of(reference)
-    assert found[NONE] == "" and PLANNED in found
+    assert found[NONE] == "" and {PLANNED, STUDENT} <= set(found)
     for recipe in found.values():
         with reference.plugins(*read_recipe(recipe)):
             pass
+    assert not {PLANNED, STUDENT} & set(presets_of(load_reference("picture256")))
     flux = presets_of(tiny_pipeline("flux").pipe)
     assert PLANNED not in flux and not any("UNet" in name for name in flux)
     assert any("UNet" in name for name in presets_of(tiny_pipeline("sdxl").pipe))

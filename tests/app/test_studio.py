@@ -37,6 +37,19 @@ def test_both_pictures_start_from_the_same_noise(make_pair: MakePair) -> None:
     assert 0 < skipped.psnr < 60 and skipped.feature_distance > 0
 
 
+def test_a_student_takes_its_own_steps_and_the_picture_says_so(
+    reference: Any, make_pair: MakePair, tmp_path: Path
+) -> None:
+    pair = make_pair(plugins="few_step", steps=3)
+    assert (pair.plain.steps, pair.accelerated.steps) == (None, 4)
+    assert verdict_of(pair).startswith("4 steps of a student against 3 plain ones. ")
+    told = [
+        json.loads(read_metadata(path))["num_inference_steps"]
+        for path in Album(tmp_path).put(pair, reference)
+    ]
+    assert told == [3, 4]
+
+
 def test_the_plain_picture_is_what_the_pipeline_makes_alone(
     reference: Any, make_pair: MakePair
 ) -> None:

@@ -37,7 +37,7 @@ from skipstep.pipelines.reference.captions import STYLES, held_out_style
 from skipstep.pipelines.reference.clips import load_clips
 from skipstep.pipelines.reference.data import SIZE, Pictures
 from skipstep.pipelines.reference.examples import taught_styles
-from skipstep.pipelines.reference.load import new_reference
+from skipstep.pipelines.reference.load import find_file, new_reference
 from skipstep.pipelines.reference.palette import COLOURS, WHITE
 from skipstep.pipelines.reference.prompts import EvaluationPrompt, prompts_of
 from skipstep.pipelines.reference.recipe import Recipe, digest
@@ -52,7 +52,8 @@ def generate(
     recipe: Recipe, weights: Path, texts: list[str], cache: Path
 ) -> Float[Tensor, "b *f 3 height width"]:
     """Return a picture or clip in [-1, 1] per text, seeds 0, 1, ...; kept for each `weights`."""
-    content = hashlib.sha256(weights.read_bytes()).hexdigest()
+    files = (weights, find_file(f"{recipe.data.autoencoder}.safetensors"))
+    content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file]
     path = cache / f"evaluated-{recipe.title}-{digest([content, texts])}.npy"
     if not path.exists():
         pipeline = new_reference(recipe, load_file(weights))

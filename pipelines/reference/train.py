@@ -36,6 +36,7 @@ from skipstep.pipelines.reference.curve import Row, draw_curve
 from skipstep.pipelines.reference.data import picture_file, store_pictures
 from skipstep.pipelines.reference.examples import Examples, chosen_styles, load_examples
 from skipstep.pipelines.reference.families import FAMILIES
+from skipstep.pipelines.reference.finer import finer_patches
 from skipstep.pipelines.reference.load import find_file, new_reference
 from skipstep.pipelines.reference.muon import Muon
 from skipstep.pipelines.reference.plain_attention import plain_attention
@@ -121,9 +122,12 @@ class Trainer:
     def start_from(self, weights: Path) -> None:
         """Begin with released weights instead of random ones; the optimizers begin anew.
 
-        A parameter whose shape differs from the released one begins at random.
+        Patches may be finer than the released ones (finer.py); any other parameter whose shape
+        differs from the released one begins at random.
         """
         released = load_file(weights)
+        if self.recipe.family == "pixart":
+            released = finer_patches(released, self.recipe.denoiser["patch_size"])
         for name, parameter, average in zip(
             self.names, self.parameters, self.averages, strict=True
         ):

@@ -27,6 +27,7 @@ from skipstep.pipelines.reference.clips import clip_file, sample_frames
 from skipstep.pipelines.reference.data import Pictures, store_pictures
 from skipstep.pipelines.reference.examples import Examples, examples_file, load_examples
 from skipstep.pipelines.reference.families import FAMILIES
+from skipstep.pipelines.reference.finer import finer_patches
 from skipstep.pipelines.reference.joint import pack, positions
 from skipstep.pipelines.reference.load import find_weights, new_reference, trained_names
 from skipstep.pipelines.reference.plain_attention import plain_attention
@@ -359,16 +360,45 @@ def test_weights_to_begin_with_are_taken_where_their_shapes_agree(
     recipe, accelerator = tiny("picture"), Accelerator(cpu=True, mixed_precision="no")
     released = Trainer(recipe, accelerator).averaged()
     save_file(released, tmp_path / "some.safetensors")
-    finer = dataclasses.replace(recipe, denoiser={**recipe.denoiser, "patch_size": 1})
-    trainer = Trainer(finer, accelerator)
+    other = dataclasses.replace(recipe, denoiser={**recipe.denoiser, "caption_channels": 192})
+    trainer = Trainer(other, accelerator)
     with caplog.at_level("INFO"):
         trainer.start_from(tmp_path / "some.safetensors")
     mine = trainer.averaged()
     differ = {name for name, value in released.items() if value.shape != mine[name].shape}
-    assert differ == {"pos_embed.proj.weight", "proj_out.weight", "proj_out.bias"}
+    assert differ == {"caption_projection.linear_1.weight"}
     assert all(f"{name} begins at random" in caplog.text for name in differ)
     for name in released.keys() - differ:
         torch.testing.assert_close(mine[name], released[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_finer_patches_begin_as_the_released_ones_on_the_enlarged_picture(patch: int) -> None:
+    recipe = tiny("picture")
+    coarse = {**recipe.denoiser, "patch_size": 4, "sample_size": 16}
+    fine = {**coarse, "patch_size": patch, "sample_size": 4 * patch}
+    torch.manual_seed(0)
+    released, model = FAMILIES["pixart"].new(coarse), FAMILIES["pixart"].new(fine)
+    torch.nn.init.normal_(released.get_parameter("proj_out.weight"))
+    model.load_state_dict(finer_patches(released.state_dict(), patch))
+    x = torch.randn(2, 16, 4 * patch, 4 * patch)
+    call: dict[str, Any] = {
+        "timestep": torch.tensor([300.0, 700.0]),
+        "encoder_hidden_states": torch.randn(2, 16, 384),
+        "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        "return_dict": False,
+    }
+    times = 4 // patch
+    with torch.no_grad():
+        small = model(x, **call)[0]
+        large = released(x.repeat_interleave(times, 2).repeat_interleave(times, 3), **call)[0]
+    torch.testing.assert_close(small, F.avg_pool2d(large, times), rtol=1e-4, atol=1e-4)
+
+
+def test_patches_that_do_not_divide_the_released_ones_are_refused() -> None:
+    released = FAMILIES["pixart"].new(tiny("picture").denoiser).state_dict()
+    with pytest.raises(ValueError, match="patches of 2 latents, which patches of 4 do not divide"):
+        finer_patches(released, 4)
 
 
 def test_a_recipe_that_begins_with_absent_weights_says_so(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 python -m benchmarks.splat_objects --objects 64 --views 2 3 4 5 6 --refine 0
 PSNR in dB at 64 pixels, mean over novel views (those that no arm is given) and objects, beside the
-nearest input picture copied. `--refine` adds steps of refinement on the input pictures.
+nearest input picture copied. `--refine` adds steps of refinement on the input pictures. One picture
+goes to the single-view model, beside the picture copied, blurred and copied, and white.
 """
 
 import argparse
@@ -39,11 +40,20 @@ def straight(pictures: Tensor) -> Tensor:
     return torch.cat([rgb.clamp(0, 1), alpha], 1)
 
 
+def blur(pictures: Tensor) -> Tensor:
+    """Return pictures blurred by 9 pixels."""
+    padded = torch.nn.functional.pad(pictures, (4, 4, 4, 4), mode="replicate")
+    return torch.nn.functional.avg_pool2d(padded, 9, 1)
+
+
 def measure(examples: Examples, views: int, refine_steps: int) -> dict[str, object]:
     """Return one row of the table."""
-    pipe = GaussianReconstructionPipeline(load_reconstructor())
+    name = "single-view" if views == 1 else "cost-volume"
+    pipe = GaussianReconstructionPipeline(load_reconstructor(name))
     novel_ids = list(range(FIRST_NOVEL, examples.w2c.shape[1]))
     sums = {"novel": 0.0, "input": 0.0, "nearest picture": 0.0}
+    if views == 1:
+        sums |= {"blurred picture": 0.0, "white": 0.0}
     began = time.process_time()
     for example in range(len(examples)):
         pictures = examples.pictures[example].float() / 255
@@ -55,6 +65,10 @@ def measure(examples: Examples, views: int, refine_steps: int) -> dict[str, obje
         sums["input"] += psnr(rendered(result.gaussians, inputs), pictures[:views, :3])
         nearest = torch.cdist(novel.centres, inputs.centres).argmin(1)
         sums["nearest picture"] += psnr(pictures[nearest, :3], wanted)
+        if views == 1:
+            blurred = blur(pictures[:1, :3]).expand_as(wanted)
+            sums["blurred picture"] += psnr(blurred, wanted)
+            sums["white"] += psnr(torch.ones_like(wanted), wanted)
     seconds = (time.process_time() - began) / len(examples)
     means = {name: round(total / len(examples), 2) for name, total in sums.items()}
     return {"pictures": views, "refine": refine_steps, **means, "CPU s": round(seconds, 2)}

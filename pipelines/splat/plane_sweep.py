@@ -8,7 +8,7 @@ it is not hidden behind what they saw (its depth there is within 10 % of theirs)
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from skipstep.pipelines.splat.cameras import Cameras
@@ -16,7 +16,15 @@ from skipstep.pipelines.splat.capture import Capture
 from skipstep.pipelines.splat.cost_volume import pixel_rays, sweep
 from skipstep.pipelines.splat.gaussians import Gaussians
 
-__all__ = ["agreement", "depth_range", "neighbours", "sweep_depths", "swept_gaussians"]
+__all__ = [
+    "agreement",
+    "depth_range",
+    "gaussians_of_pixels",
+    "neighbours",
+    "sweep_depths",
+    "swept_gaussians",
+    "trusted_depths",
+]
 
 NEIGHBOURS, PLANES = 4, 64
 
@@ -85,22 +93,46 @@ def agreement(
     return votes
 
 
+def trusted_depths(
+    capture: Capture, *, near: float, far: float, most_difference: float = 0.08
+) -> tuple[Float[Tensor, "v height width"], Bool[Tensor, "v height width"]]:
+    """Return the depth of every pixel and where it can be trusted: two views agree on it.
+
+    Of two photographs there is one other view, and it decides.
+    """
+    depths, differences = sweep_depths(capture, near=near, far=far)
+    votes = agreement(depths, capture.cameras)
+    return depths, (differences < most_difference) & (votes >= min(2, len(capture) - 1))
+
+
 @torch.no_grad()
 def swept_gaussians(
-    capture: Capture, *, near: float, far: float, most_difference: float = 0.08
+    capture: Capture, *, near: float, far: float, kept: list[int] | None = None
 ) -> Gaussians:
-    """Return one Gaussian per trusted pixel, as large as the pixel at its depth."""
+    """Return one Gaussian per trusted pixel, as large as the pixel at its depth.
+
+    `kept` names the views whose pixels become Gaussians, by default all; the others vote only.
+    """
+    depths, is_trusted = trusted_depths(capture, near=near, far=far)
+    if kept is None:
+        return gaussians_of_pixels(capture, depths, is_trusted)
+    return gaussians_of_pixels(capture[kept], depths[kept], is_trusted[kept])
+
+
+def gaussians_of_pixels(
+    capture: Capture,
+    depths: Float[Tensor, "v height width"],
+    chosen: Bool[Tensor, "v height width"],
+) -> Gaussians:
+    """Return a Gaussian for every chosen pixel at its depth, as large as the pixel there."""
     cameras = capture.cameras
-    depths, differences = sweep_depths(capture, near=near, far=far)
-    votes = agreement(depths, cameras)
-    trusted = (differences < most_difference) & (votes >= 2)
     o, d = pixel_rays(cameras.w2c[None], cameras.K[None], cameras.height, cameras.width)
     points = o[0][:, None, None] + d[0] * depths[..., None]
-    size = (0.7 * depths / cameras.K[:, 0, 0, None, None])[trusted]
+    size = (0.7 * depths / cameras.K[:, 0, 0, None, None])[chosen]
     return Gaussians.from_colours(
-        points[trusted],
+        points[chosen],
         torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(size), 1),
         size[:, None].repeat(1, 3),
         torch.full_like(size, 0.5),
-        capture.pictures[:, :3].permute(0, 2, 3, 1)[trusted],
+        capture.pictures[:, :3].permute(0, 2, 3, 1)[chosen],
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from skipstep.pipelines.splat.cameras import Cameras
 from skipstep.pipelines.splat.gaussians import Gaussians
+from skipstep.pipelines.splat.render import Rendering
 
 __all__ = ["RATES", "refine", "ssim"]
 
@@ -51,6 +52,7 @@ def refine(
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     rates: dict[str, float] | None = None,
     seed: int = 0,
+    penalty: Callable[[list[int], Rendering], Tensor] | None = None,
     on_step: Callable[[int, float], bool] | None = None,
 ) -> Gaussians:
     """Return refined Gaussians; the input is unchanged.
@@ -64,6 +66,8 @@ def refine(
         background: What the pictures are over.
         rates: Learning rates that replace those of RATES.
         seed: Of the order of views.
+        penalty: Added to the loss: of the numbers of the views of a step and their rendering, which
+            then has its depth.
         on_step: Called with the step and its loss; returning True ends the refinement.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -95,6 +99,7 @@ def refine(
         )
 
     order: list[int] = []
+    outputs = () if penalty is None else ("depth",)
     wanted = pictures.permute(0, 2, 3, 1)
     for step in range(steps):
         factor = 0.1 + 0.9 * (1 + math.cos(math.pi * step / steps)) / 2
@@ -103,12 +108,14 @@ def refine(
         while len(order) < views_per_step:
             order += torch.randperm(len(pictures), generator=generator).tolist()
         views, order = order[:views_per_step], order[views_per_step:]
-        rendering = current().render(cameras[views], background=background)
+        rendering = current().render(cameras[views], background=background, outputs=outputs)
         target = wanted[views]
         loss = 0.8 * (rendering.rgb - target[..., :3]).abs().mean()
         loss = loss + 0.2 * (1 - ssim(rendering.rgb, target[..., :3]))
         if target.shape[-1] == 4:
             loss = loss + 0.3 * (rendering.alpha - target[..., 3]).square().mean()
+        if penalty is not None:
+            loss = loss + penalty(views, rendering)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

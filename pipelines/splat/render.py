@@ -13,6 +13,7 @@ from skipstep.kernels.gs_project import project_gaussians, rotation_matrices
 from skipstep.kernels.gs_raster import rasterize_gaussians
 from skipstep.kernels.gs_surfel import project_surfels, rasterize_surfels
 from skipstep.pipelines.splat.cameras import Cameras
+from skipstep.pipelines.splat.gsplat_backend import draw_gsplat
 
 if TYPE_CHECKING:
     from skipstep.pipelines.splat.gaussians import Gaussians
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["NEAR", "OUTPUTS", "Rendering", "draw_projected", "render"]
 
 OUTPUTS = ("depth", "normal", "features")
+BACKENDS = (None, "gsplat")
 NEAR = 0.01
 FEATURE = "feature "
 
@@ -58,14 +60,19 @@ def render(
     *,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     outputs: tuple[str, ...] = (),
+    backend: str | None = None,
 ) -> Rendering:
     """Render all views, differentiably.
 
     `outputs` adds any of "depth" (mean z-depth of what is seen, 0 where nothing is), "normal"
     (mean normal in the world) and "features" (every named feature, composited like colour).
+    `backend="gsplat"` draws 3D Gaussians with gsplat's CUDA kernels (gsplat_backend.py); None is
+    ours, Triton on a GPU and plain torch elsewhere.
 
-    Raises ValueError for an unknown output.
+    Raises ValueError for an unknown output or backend, and where gsplat cannot draw.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: None is ours, the other one is 'gsplat'")
     if unknown := set(outputs) - set(OUTPUTS):
         raise ValueError(f"unknown outputs {sorted(unknown)}: choose from {', '.join(OUTPUTS)}")
     views = len(cameras)
@@ -76,8 +83,12 @@ def render(
     if "features" in outputs:
         extra = {name: values.flatten(1) for name, values in gaussians.features.items()}
         channels |= {FEATURE + name: values.expand(views, -1, -1) for name, values in extra.items()}
-    draw = draw_flat if gaussians.is_flat else draw_solid
-    maps, alpha, depth = draw(gaussians, cameras, channels, "depth" in outputs)
+    if backend == "gsplat":
+        image, alpha, depth = draw_gsplat(gaussians, cameras, channels, "depth" in outputs)
+        maps = apart(image, channels)
+    else:
+        draw = draw_flat if gaussians.is_flat else draw_solid
+        maps, alpha, depth = draw(gaussians, cameras, channels, "depth" in outputs)
     rgb = maps["rgb"] + (1 - alpha)[..., None] * alpha.new_tensor(background)
     normal = maps["normal"] / alpha.clamp_min(1e-6)[..., None] if "normal" in maps else None
     features = {

@@ -1,5 +1,6 @@
 """The rasteriser: closed forms, the dense float64 definition, gsplat, order, sizes, saturation."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from skipstep.kernels.gs_project import project_gaussians
 from skipstep.kernels.gs_raster import rasterize_gaussians, rasterize_gaussians_ref
 from skipstep.pipelines.splat.cameras import Cameras
 from skipstep.pipelines.splat.gaussians import Gaussians
+from skipstep.pipelines.splat.gsplat_backend import drawn_by
 
 torch.set_num_threads(1)
 
@@ -280,6 +282,55 @@ def test_projection_and_harmonics_equal_gsplat(scene: Scene, around: Around) -> 
     torch.testing.assert_close(
         harmonics_to_colours(gaussians.sh, d), (theirs + 0.5).clamp_min(0), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("with_depth", [False, True])
+def test_gsplat_as_a_backend_is_given_what_it_means(
+    scene: Scene, around: Around, with_depth: bool
+) -> None:
+    theirs = pytest.importorskip("gsplat.cuda._torch_impl")
+    gsplat = pytest.importorskip("gsplat")
+    gaussians, cameras = scene(100, degree=1), around(2, width=64, height=48)
+
+    def rasterization(**given: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Draw with gsplat's own projection, in plain torch."""
+        assert set(given) <= set(inspect.signature(gsplat.rasterization).parameters)
+        covariances, _ = theirs._quat_scale_to_covar_preci(
+            torch.nn.functional.normalize(given["quats"], dim=-1), given["scales"], True, False
+        )
+        radii, means2d, depths, conics, _ = theirs._fully_fused_projection(
+            given["means"], covariances, given["viewmats"], given["Ks"], given["width"],
+            given["height"], eps2d=0.3, near_plane=given["near_plane"],
+        )  # fmt: skip
+        seen = (radii > 0).all(-1) if radii.ndim == 3 else radii > 0
+        features = torch.cat([given["colors"], depths[..., None]], -1)
+        image, alpha = rasterize_gaussians_ref(
+            means2d, conics, depths, given["opacities"] * seen, features,
+            width=given["width"], height=given["height"],
+        )  # fmt: skip
+        mean_depth = image[..., -1:] / alpha[..., None].clamp_min(1e-6)
+        mode = {"RGB": image[..., :-1], "RGB+ED": torch.cat([image[..., :-1], mean_depth], -1)}
+        return mode[given.get("render_mode", "RGB")], alpha[..., None], {}
+
+    d = torch.nn.functional.normalize(gaussians.means - cameras.centres[:, None], dim=-1)
+    channels = {"rgb": harmonics_to_colours(gaussians.sh, d)}
+    image, alpha, depth = drawn_by(rasterization, gaussians, cameras, channels, with_depth)
+    ours = gaussians.render(cameras, background=(0.0, 0.0, 0.0), outputs=("depth",))
+    torch.testing.assert_close(image, ours.rgb, rtol=0, atol=1e-4)
+    torch.testing.assert_close(alpha, ours.alpha, rtol=0, atol=1e-4)
+    assert (depth is not None) == with_depth
+    if depth is not None:
+        assert ours.depth is not None
+        torch.testing.assert_close(depth * alpha, ours.depth * alpha, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="draws 3D Gaussians: give solid"):
+        drawn_by(rasterization, gaussians.flattened(), cameras, channels, with_depth)
+
+
+def test_backends_that_cannot_draw_say_why(scene: Scene, around: Around) -> None:
+    with pytest.raises(ValueError, match="runs on CUDA alone and the scene is on cpu: move scene"):
+        scene(5).render(around(1), backend="gsplat")
+    with pytest.raises(ValueError, match="unknown backend 'cuda': None is ours"):
+        scene(5).render(around(1), backend="cuda")
 
 
 def test_errors_name_what_is_wrong(scene: Scene, around: Around) -> None:

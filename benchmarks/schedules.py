@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 
+from skipstep.caching.forecasters.fitted import HALF_A_LINE
 from skipstep.caching.gates.schedule import Schedule
 from skipstep.pipelines.compare.run import describe_machine
 from skipstep.pipelines.reference import load_reference
 from skipstep.pipelines.reference.prompts import load_prompts
-from skipstep.pipelines.tune.plan import HALF_A_LINE, instrument, schedule_cache
+from skipstep.pipelines.tune.plan import instrument, schedule_cache
 from skipstep.pipelines.tune.trial import Trier
 
 FORECASTERS: dict[str, Any] = {
+    "fitted": "fitted",
+    "fitted to 2": {"type": "fitted", "values": 2},
     "reuse": "reuse",
     "half a line": HALF_A_LINE,
     "lagrange 2": {"type": "lagrange", "order": 2},
@@ -79,9 +82,10 @@ def main() -> None:
                         count, forecaster, "residual", objective=objective
                     )
                 for span in SPANS:
-                    arms[f"planned ({objective}), half a line, {span}"] = found.cache(
-                        count, HALF_A_LINE, span, objective=objective
-                    )
+                    for name in ("fitted", "half a line"):
+                        arms[f"planned ({objective}), {name}, {span}"] = found.cache(
+                            count, FORECASTERS[name], span, objective=objective
+                        )
             print(f"\n{steps} steps, {count} computed", flush=True)
             for name, cache in arms.items():
                 outcome = trier.run([], count) if cache is None else trier.run([cache])

@@ -1,8 +1,8 @@
 """How many Gaussians do levels of detail draw from afar, and how far is the picture off?
 
 python -m benchmarks.splat_lod
-The shell of benchmarks/splat.py in smooth colours, through one lens, from near and from ever farther, so that it
-becomes small in the picture; dB are those of the pixels that it covers.
+The shell of benchmarks/splat.py in smooth colours, through one lens, from near and from ever
+farther, so that it becomes small in the picture; dB are those of the pixels that it covers.
 """
 
 import argparse

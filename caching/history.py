@@ -140,12 +140,8 @@ class History:
                 entries = [j for j, t in enumerate(targets) if t == target]
                 self._write(target, values.detach(), entries, [rows[j] for j in entries])
         for row, target in zip(rows, targets, strict=True):
-            order, times = self._order[row], self._times[row]
-            if len(order) == self.anchors:
-                order.pop()
-                times.pop()
-            order.insert(0, target)
-            times.insert(0, float(time))
+            self._order[row] = [target, *self._order[row]][: self.anchors]
+            self._times[row] = [float(time), *self._times[row]][: self.anchors]
 
     def forecast(
         self, forecaster: Forecaster, rows: Sequence[int], at: float | Sequence[float]
@@ -283,32 +279,28 @@ class History:
         What is refused, copied or owned by single rows takes the general way.
         """
         order, times = self._order[0], self._times[0]
-        held = self._slots[order[0]] if order else None
+        held = self._filled(order[0]).values if order else None
         if (
             self.clone
             or time in times
-            or values.ndim == 0
-            or values.shape[0] != self.rows
             or values.is_inference()
+            # Rows that were pushed together share one list, so that this compares no entries.
             or self._order.count(order) < self.rows
             or self._times.count(times) < self.rows
-            or (
-                held is not None
-                and (
-                    held.values.shape[1:] != values.shape[1:]
-                    or held.values.dtype != values.dtype
-                    or held.values.device != values.device
-                )
-            )
+        ):
+            return False
+        if held is None:
+            if values.ndim == 0 or values.shape[0] != self.rows:
+                return False
+        elif (
+            held.shape != values.shape or held.dtype != values.dtype or held.device != values.device
         ):
             return False
         target = order[-1] if len(order) == self.anchors else len(order)
-        kept = values.detach()
+        kept = values.detach() if values.requires_grad else values
         self._slots[target] = _Slot(kept, owned=False, version=kept._version)
-        new_order = [target, *order][: self.anchors]
-        new_times = [time, *times][: self.anchors]
-        self._order = [new_order.copy() for _ in self._everyone]
-        self._times = [new_times.copy() for _ in self._everyone]
+        self._order = [[target, *order][: self.anchors]] * self.rows
+        self._times = [[time, *times][: self.anchors]] * self.rows
         return True
 
     def _filled(self, number: int) -> _Slot:

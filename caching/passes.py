@@ -308,6 +308,11 @@ class Pass:
         """Count a unit that did not run, or this share of one."""
         self.spared[place] = self.spared.get(place, 0.0) + share
 
+    def count_part(self, place: Hashable, share: float) -> None:
+        """Count a unit of which only this share ran."""
+        self.work += len(self.rows) * share
+        self.spare(place, 1 - share)
+
     def decide_on(self, signal: Tensor | None, lead: Any) -> Mode:
         """Decide what follows the first block; without a signal yet (nothing learned) everything is
         computed. Return the mode the pass is in now.

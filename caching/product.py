@@ -31,6 +31,7 @@ from skipstep.caching.base import (
 from skipstep.caching.forecasters.chebyshev import Chebyshev
 from skipstep.caching.forecasters.damped import Damped
 from skipstep.caching.forecasters.dmd import DynamicModes
+from skipstep.caching.forecasters.fitted import Fitted
 from skipstep.caching.forecasters.foca import FoCaForecaster
 from skipstep.caching.forecasters.frequency import FrequencySplit
 from skipstep.caching.forecasters.hermite import Hermite
@@ -101,7 +102,8 @@ AnyForecaster = Annotated[
         | Rising
         | DynamicModes
         | FrequencySplit
-        | Damped,
+        | Damped
+        | Fitted,
         Field(discriminator="type"),
     ],
     WrapValidator(_read),

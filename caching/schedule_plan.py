@@ -28,15 +28,18 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from skipstep.caching.base import Forecaster
+from skipstep.caching.forecasters.fitted import Fitted, fit_weights
+from skipstep.caching.gates.schedule import Schedule
 
 __all__ = [
     "MOST_ANCHORS",
     "Objective",
+    "fitted_weights",
     "forecast_errors",
     "path_error",
     "plan_schedule",
@@ -62,14 +65,36 @@ def forecast_errors(
     """Return the root mean square error of forecasting `steps` from `anchors`, newest first."""
     if not steps:
         return torch.zeros(0, dtype=torch.float64)
-    times = [float(a) for a in anchors]
-    w = torch.tensor(
-        [[*forecaster.weights(times, float(k)), -1.0] for k in steps], dtype=torch.float64
-    )  # c of c^T G c on anchors and the step itself, [k, m + 1]
+    gram = grams.mean(0)
+    w = torch.nn.functional.pad(weights_at(forecaster, gram, anchors, steps), (0, 1), value=-1.0)
+    # c of c^T G c on anchors and the step itself, [k, m + 1]
     index = torch.tensor([[*anchors, k] for k in steps])
-    local = grams.mean(0)[index[:, :, None], index[:, None, :]]  # [k, m + 1, m + 1]
+    local = gram[index[:, :, None], index[:, None, :]]  # [k, m + 1, m + 1]
     squares = (w[:, :, None] * local * w[:, None, :]).sum((1, 2))
     return squares.clamp_min(0).sqrt()
+
+
+def weights_at(
+    forecaster: Forecaster, gram: Float[Tensor, "t t"], anchors: Sequence[int], steps: Sequence[int]
+) -> Float64[Tensor, "k m"]:
+    """Return the weights of `anchors` in the forecast of each of `steps`; `fitted` ones are found
+    here.
+    """
+    if isinstance(forecaster, Fitted):
+        return fit_weights(gram, anchors, steps, noise=forecaster.noise)
+    times = [float(a) for a in anchors]
+    return torch.tensor([forecaster.weights(times, float(k)) for k in steps], dtype=torch.float64)
+
+
+def fitted_weights(
+    grams: Float[Tensor, "n t t"], schedule: Schedule, forecaster: Fitted
+) -> tuple[tuple[float, ...], ...]:
+    """Return the weights of a schedule's skipped steps, in their order."""
+    gram, found = grams.double().mean(0), []
+    for step, anchors in schedule.skipped():
+        w = fit_weights(gram, anchors[: forecaster.values], [step], noise=forecaster.noise)
+        found.append(tuple(w[0].tolist()))
+    return tuple(found)
 
 
 def plan_schedule(

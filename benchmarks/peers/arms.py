@@ -48,26 +48,32 @@ def grid(line: str, **values: tuple[object, ...]) -> tuple[str, ...]:
 MODELS = {
     "picture": Model("PixArtAlphaPipeline"),
     "unet": Model("StableDiffusionPipeline"),
+    "joint": Model("FluxPipeline"),
+    "picture256": Model("PixArtAlphaPipeline"),
 }
 
 # Planned for this model and number of steps, on prompts that are not measured.
-PLANNED = "planned:share=%(n)s,damping=%(d)s,span=%(s)s"
+PLANNED = "planned:share=%(n)s,forecaster=%(f)s,span=%(s)s"
+HALF = "{type: damped, damping: 0.5}"
 # Fewer steps of a solver fitted to where the pipeline's own ends, on the same other prompts.
 FITTED = "fitted:share=%(n)s"
 # cache-dit's own lists of computed steps, with a line of ours.
 BY_HAND = "scheduled:steps=%(m)s,forecaster={type: lagrange, order: 2},span=output"
 
+SHARES_QUICK = (0.68, 0.62, 0.57, 0.5, 0.43, 0.36, 0.32, 0.25)
 SKIPSTEP_QUICK = (
-    *grid(PLANNED, n=(0.68, 0.57, 0.5, 0.43, 0.36, 0.32, 0.25), d=(0.5,), s=("output",)),
-    *grid(PLANNED, n=(0.36, 0.32, 0.25), d=(0.75,), s=("output",)),
+    *grid(PLANNED, n=SHARES_QUICK, f=("fitted",), s=("output",)),
+    *grid(PLANNED, n=(0.5, 0.25), f=(HALF,), s=("output",)),
     *grid(FITTED, n=(0.5, 0.36, 0.29, 0.21)),
     "abcache:interval=3",
+    # What a UNet has instead of blocks; refused elsewhere.
+    "deepcache:interval=3",
 )
 SKIPSTEP = (
     *SKIPSTEP_QUICK,
-    *grid(PLANNED, n=(0.75, 0.61, 0.29, 0.21), d=(0.5,), s=("output",)),
-    *grid(PLANNED, n=(0.5, 0.36, 0.29), d=(0.5,), s=("residual",)),
-    *grid(PLANNED, n=(0.43, 0.29, 0.21), d=(0.75,), s=("output",)),
+    *grid(PLANNED, n=(0.75, 0.29, 0.21), f=("fitted",), s=("output",)),
+    *grid(PLANNED, n=(0.5, 0.36, 0.29), f=("fitted",), s=("residual",)),
+    *grid(PLANNED, n=(0.62, 0.36, 0.21), f=(HALF,), s=("output",)),
     *grid(BY_HAND, m=("medium", "fast", "ultra")),
     *grid("abcache:interval=%(n)s", n=(2, 4, 6)),
     *grid("seacache:threshold=%(t)s", t=(0.25, 0.5, 0.8)),

@@ -89,9 +89,8 @@ def skipstep(pipe: Any, setting: str, steps: int) -> Call:
             },
         )
     if name == "planned":
-        pipe.enable_plugin(
-            planned(pipe, take(given, setting, share=0.5, damping=0.5, span="output"), steps)
-        )
+        chosen = take(given, setting, share=0.5, forecaster="fitted", span="output")
+        pipe.enable_plugin(planned(pipe, chosen, steps))
         return lambda **call: pipe(**call)
     if name == "fitted":
         count = round(take(given, setting, share=0.5)["share"] * steps)
@@ -117,9 +116,8 @@ def planned(pipe: Any, chosen: dict[str, Any], steps: int) -> Any:
         RECORDED[steps, feature] = instrument(
             pipe, prompts, steps=steps, seed=10_000, features=[feature]
         )
-    forecaster = {"type": "damped", "damping": chosen["damping"]}
     count = round(chosen["share"] * steps)
-    return RECORDED[steps, feature].cache(count, forecaster, chosen["span"])
+    return RECORDED[steps, feature].cache(count, chosen["forecaster"], chosen["span"])
 
 
 def fitted(pipe: Any, count: int, steps: int) -> Any:

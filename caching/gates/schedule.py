@@ -6,8 +6,9 @@ prompts finds, or what you write by hand. It looks at nothing, so it costs no ho
 it fails on models, samplers and numbers of steps it was not made for.
 
 The file: {"version": 1, "kind": "skipstep-schedule", "steps": 20, "compute": [0, 1, 2, 5, 9, ...],
-"fingerprint": {...}}. In a run of T steps that is not S = `steps`, step i stands for the nearest
-step of the schedule, round(i (S - 1) / (T - 1)), which keeps the share and the order.
+"fingerprint": {...}}; "weights" may hold what was fitted for the skipped steps (forecaster
+`fitted`). In a run of T steps that is not S = `steps`, step i stands for the nearest step of the
+schedule, round(i (S - 1) / (T - 1)), which keeps the share and the order.
 
 Differs from the authors' code: one decision per step for the whole span, not per block and module.
 """
@@ -25,9 +26,11 @@ from torch import Tensor
 from skipstep.caching.base import Choice, Gate, LooksAt, Seen, Step
 from skipstep.files.artefact import load_artefact, save_artefact
 
-__all__ = ["Schedule", "ScheduleGate", "ScheduleState", "nearest_step"]
+__all__ = ["Schedule", "ScheduleGate", "ScheduleState", "nearest_step", "read_schedule"]
 
 logger = logging.getLogger(__name__)
+
+MOST_WEIGHTS = 16
 
 
 def nearest_step(index: int, count: int, made_for: int) -> int:
@@ -55,6 +58,20 @@ class Schedule:
     fingerprint: Annotated[
         dict[str, JsonValue], Field(max_length=64, description="What it was made for.")
     ] = Field(default_factory=dict)
+    weights: Annotated[
+        tuple[
+            Annotated[
+                tuple[Annotated[float, Field(allow_inf_nan=False)], ...],
+                Field(min_length=1, max_length=MOST_WEIGHTS),
+            ],
+            ...,
+        ],
+        Field(
+            max_length=10_000,
+            description="For each skipped step, in order, the weights of the last computed values "
+            "in its forecast, newest first; empty where nothing was fitted.",
+        ),
+    ] = ()
 
     def __post_init__(self) -> None:
         """Refuse lists that are no schedule."""
@@ -67,6 +84,35 @@ class Schedule:
                 f"compute goes up to step {self.compute[-1]}, but {self.steps} steps end at "
                 f"{self.steps - 1}"
             )
+        if not self.weights:
+            return
+        skipped = self.skipped()
+        if len(self.weights) != len(skipped):
+            raise ValueError(
+                f"weights are for {len(self.weights)} steps, but {len(skipped)} are skipped: give "
+                "one list for each of them, or none at all"
+            )
+        for (step, anchors), weights in zip(skipped, self.weights, strict=True):
+            if len(weights) > len(anchors):
+                raise ValueError(
+                    f"step {step} has {len(weights)} weights, but only {len(anchors)} steps are "
+                    "computed before it"
+                )
+
+    def skipped(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Return every skipped step with the last computed steps before it, newest first.
+
+        >>> Schedule(steps=4, compute=(0, 2)).skipped()
+        [(1, (0,)), (3, (2, 0))]
+        """
+        found, computed = [], set(self.compute)
+        before: tuple[int, ...] = ()
+        for step in range(self.steps):
+            if step in computed:
+                before = (step, *before)[:MOST_WEIGHTS]
+            else:
+                found.append((step, before))
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> "Schedule":
@@ -78,7 +124,8 @@ class Schedule:
         save_artefact(path, self)
 
 
-def _schedule(value: Any) -> Any:
+def read_schedule(value: Any) -> Any:
+    """Return the schedule of a file, for an option that takes its path; the rest as it is."""
     return Schedule.load(value) if isinstance(value, str | Path) else value
 
 
@@ -99,7 +146,7 @@ class ScheduleGate(Gate[ScheduleState]):
     type: Annotated[Literal["schedule"], Field(description="Tag of this gate.")] = "schedule"
     schedule: Annotated[
         Schedule,
-        BeforeValidator(_schedule, json_schema_input_type=str | Schedule),
+        BeforeValidator(read_schedule, json_schema_input_type=str | Schedule),
         Field(description="Path of a schedule file, or the schedule itself."),
     ]
     on_mismatch: Annotated[

@@ -98,8 +98,7 @@ class Clusters(SomeTokens):
         clusters, chosen = self._clusters(pass_, x.shape[1])
         entries = torch.arange(len(x), device=x.device)[:, None]
         done = chosen.shape[1] / x.shape[1]
-        pass_.work += len(pass_.rows) * done
-        pass_.spare(place, 1 - done)
+        pass_.count_part(place, done)
         computed = call_next(x[entries, chosen])
         error = computed - forecast[entries, chosen]
         y: Tensor = forecast + self.propagation * error[entries, clusters]

@@ -214,8 +214,7 @@ class InfluentialTokens(SomeTokens):
         chosen = self._chosen(place, pass_, when.flatten(0, 1), share)
         entries = torch.arange(len(x), device=x.device)[:, None]
         done = chosen.shape[1] / x.shape[1]
-        pass_.work += len(pass_.rows) * done
-        pass_.spare(place, 1 - done)
+        pass_.count_part(place, done)
         y, later = known.clone(), when.flatten(0, 1).clone()
         y[entries, chosen] = call_next(x[entries, chosen])
         later[entries, chosen] = float(pass_.step.index)

@@ -96,8 +96,7 @@ class Tokens(SomeTokens):
         entries = torch.tensor(fresh, device=x.device)[:, None]
         chosen = most_changed(x[fresh], before[fresh], count)
         done = len(fresh) / len(x) * count / tokens
-        pass_.work += len(pass_.rows) * done
-        pass_.spare(place, 1 - done)
+        pass_.count_part(place, done)
         y, x_now = known.clone(), before.clone()
         y[entries, chosen] = call_next(x[entries, chosen])
         x_now[entries, chosen] = x[entries, chosen]

@@ -16,10 +16,11 @@ from typing import Any, get_args
 
 from skipstep.caching.abcache import ABCache
 from skipstep.caching.base import CachePlugin, Forecaster
+from skipstep.caching.forecasters.fitted import HALF_A_LINE
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.taylor import Taylor
 from skipstep.caching.product import AnyForecaster
-from skipstep.pipelines.tune.plan import HALF_A_LINE, Trajectories
+from skipstep.pipelines.tune.plan import Trajectories
 from skipstep.pipelines.tune.solvers import Solvers, usable_solvers
 from skipstep.plugins import catalog
 from skipstep.plugins.errors import PluginError
@@ -31,7 +32,7 @@ __all__ = ["ArmSpace", "Params", "describe"]
 Params = dict[str, Any]
 
 SPANS = ("residual", "output", "modules")
-FIRST_FORECASTERS = ("damped", "reuse", "lagrange-2")
+FIRST_FORECASTERS = ("fitted", "damped", "reuse", "lagrange-2")
 THRESHOLDS = (0.003, 1.0)
 FIRST_THRESHOLDS = (0.05, 0.1, 0.2)
 FEWEST = 2

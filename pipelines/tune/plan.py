@@ -6,7 +6,7 @@ Every prompt runs once uncached while the Gram matrices of the cached feature ar
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from skipstep.caching.base import Forecaster, Span
-from skipstep.caching.forecasters.damped import Damped
+from skipstep.caching.forecasters.fitted import Fitted
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
-from skipstep.caching.schedule_plan import Objective, plan_schedule
+from skipstep.caching.schedule_plan import Objective, fitted_weights, plan_schedule
 from skipstep.caching.trajectory import TrajectoryCalibration
 from skipstep.pipelines.compare.run import bare, prompt_parameter, silent
 from skipstep.pipelines.progress import Progress
@@ -29,11 +29,11 @@ from skipstep.plugins.lifecycle import why_not
 from skipstep.plugins.profile import profile
 from skipstep.plugins.verbs import plugins
 
-__all__ = ["HALF_A_LINE", "Trajectories", "instrument", "plan_cache", "schedule_cache"]
+__all__ = ["Trajectories", "instrument", "plan_cache", "schedule_cache"]
 
-# Half of the way along the line through the last two computed values. On the reference model it
-# beat reuse, whole lines and higher orders at half of the steps (python -m benchmarks.schedules).
-HALF_A_LINE = Damped(damping=0.5)
+# On the reference model it beat half a line, which beat reuse, whole lines and higher orders
+# (python -m benchmarks.schedules).
+FITTED = Fitted()
 
 Feature = Literal["residual", "output"]
 FEATURES = ("residual", "output")
@@ -53,36 +53,50 @@ class Trajectories:
     def schedule(
         self,
         count: int,
-        forecaster: Forecaster | None = None,
+        forecaster: Forecaster = FITTED,
         *,
         feature: Feature = "residual",
         objective: Objective = "squares",
     ) -> Schedule:
-        """Plan at most `count` computed steps for a forecaster; None is half a line."""
-        chosen = HALF_A_LINE if forecaster is None else forecaster
+        """Plan at most `count` computed steps for a forecaster; of a `fitted` one the schedule
+        holds the weights.
+        """
         if feature not in self.grams:
             raise PluginError(
                 f"these trajectories hold {', '.join(self.grams)}, not {feature!r}: name it when "
                 "you instrument"
             )
-        compute = plan_schedule(self.grams[feature], count, chosen, objective=objective)
-        return Schedule(steps=self.steps, compute=compute, fingerprint=self.fingerprint)
+        compute = plan_schedule(self.grams[feature], count, forecaster, objective=objective)
+        return self.of_steps(compute, forecaster, feature)
+
+    def of_steps(
+        self, compute: Sequence[int], forecaster: Forecaster, feature: Feature
+    ) -> Schedule:
+        """Return the schedule that computes these steps."""
+        schedule = Schedule(steps=self.steps, compute=tuple(compute), fingerprint=self.fingerprint)
+        if not isinstance(forecaster, Fitted):
+            return schedule
+        return replace(schedule, weights=fitted_weights(self.grams[feature], schedule, forecaster))
 
     def cache(
         self,
         count: int,
-        forecaster: Any = HALF_A_LINE,
+        forecaster: Any = FITTED,
         span: Any = "residual",
         *,
         objective: Objective = "squares",
     ) -> Cache:
         """Plan, and return the cache that runs the plan; forecaster and span as in `Cache`."""
         parts = Cache(gate=IntervalGate(), forecaster=forecaster, span=span)
-        feature = feature_of(parts.span)
-        if feature not in self.grams:
-            feature = "output" if feature == "residual" else "residual"
+        feature = self.feature_of(parts.span)
         planned = self.schedule(count, parts.forecaster, feature=feature, objective=objective)
         return schedule_cache(planned, parts.forecaster, parts.span)
+
+    def feature_of(self, span: Span) -> Feature:
+        """Name the feature to plan a span on: the other one where its own was not recorded."""
+        feature = feature_of(span)
+        other: Feature = "output" if feature == "residual" else "residual"
+        return feature if feature in self.grams else other
 
 
 def feature_of(span: Span) -> Feature:
@@ -92,6 +106,8 @@ def feature_of(span: Span) -> Feature:
 
 def schedule_cache(schedule: Schedule, forecaster: Any, span: Any) -> Cache:
     """Return the cache that computes a schedule's steps and no others."""
+    if isinstance(forecaster, Fitted):
+        forecaster = replace(forecaster, schedule=schedule)
     return Cache(
         gate=ScheduleGate(schedule=schedule),
         forecaster=forecaster,
@@ -108,7 +124,7 @@ def plan_cache(
     *,
     fraction: float = 0.5,
     steps: int = 20,
-    forecaster: Any = HALF_A_LINE,
+    forecaster: Any = FITTED,
     span: Any = "residual",
     path: str | Path | None = None,
     seed: int = 0,
@@ -120,7 +136,8 @@ def plan_cache(
         fraction: share of the steps to compute, above 0 to 1.
         forecaster: what stands in, as in `Cache`; span: what is skipped, likewise.
         path: where to save the schedule as JSON, for
-            enable_plugin("cache", gate={"type": "schedule", "schedule": path}, ...).
+            enable_plugin("cache", gate={"type": "schedule", "schedule": path},
+            forecaster={"type": "fitted", "schedule": path}, span=span).
         call: goes to the pipeline: guidance_scale, height, width, ...
     """
     if not 0 < fraction <= 1:

@@ -13,7 +13,7 @@ fidelity instead of ImageReward; a planned first generation; NSGA-II is optuna's
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
@@ -22,7 +22,7 @@ from skipstep.caching.schedule_plan import Objective
 from skipstep.pipelines.compare.run import bare, silent
 from skipstep.pipelines.progress import Progress
 from skipstep.pipelines.tune.evolution import Genome, check_search, evolve
-from skipstep.pipelines.tune.plan import Trajectories, feature_of, schedule_cache
+from skipstep.pipelines.tune.plan import Trajectories, schedule_cache
 from skipstep.pipelines.tune.trial import Outcome, Trier
 from skipstep.plugins.errors import PluginError
 
@@ -81,7 +81,7 @@ def polish(
         compute = (0, *(step for step, bit in zip(later, genome, strict=True) if bit))
         if progress is not None:
             progress(len(done), trials, f"{len(compute)} steps")
-        done.append(with_steps(plan, compute))
+        done.append(with_steps(found, plan, compute))
         return done[-1], trier.run([done[-1]])
 
     with silent(pipe), bare(pipe):
@@ -99,13 +99,12 @@ def polish(
 
 def first_generation(found: Trajectories, plan: Cache, count: int) -> list[tuple[int, ...]]:
     """Return the plan, other objectives' plans, smaller and larger ones, and an even rhythm."""
-    feature = feature_of(plan.span)
+    feature = found.feature_of(plan.span)
     counts = [c for c in (count, count - 1, count + 1) if 1 <= c <= found.steps]
     plans = [
         found.schedule(c, plan.forecaster, feature=feature, objective=objective).compute
         for c in counts
         for objective in OBJECTIVES
-        if feature in found.grams
     ]
     even = tuple(sorted({round(i * found.steps / count) for i in range(count)}))
     return list(dict.fromkeys([schedule_of(plan).compute, *plans, even]))
@@ -118,7 +117,7 @@ def schedule_of(cache: Cache) -> Schedule:
     return cache.gate.schedule
 
 
-def with_steps(plan: Cache, compute: tuple[int, ...]) -> Cache:
-    """Return the plan's cache with other steps."""
-    schedule = replace(schedule_of(plan), compute=compute)
+def with_steps(found: Trajectories, plan: Cache, compute: tuple[int, ...]) -> Cache:
+    """Return the plan's cache with other steps, and weights for them if it has fitted ones."""
+    schedule = found.of_steps(compute, plan.forecaster, found.feature_of(plan.span))
     return schedule_cache(schedule, plan.forecaster, plan.span)

@@ -1,6 +1,7 @@
 """Planned schedules: the best of all, on the errors that a run really makes."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipstep.caching.base import Forecaster
+from skipstep.caching.forecasters.fitted import Fitted
 from skipstep.caching.forecasters.lagrange import Lagrange
 from skipstep.caching.forecasters.reuse import Reuse
 from skipstep.caching.forecasters.taylor import Taylor
+from skipstep.caching.gates.schedule import Schedule
 from skipstep.caching.history import History
 from skipstep.caching.schedule_plan import (
     Objective,
+    fitted_weights,
     forecast_errors,
     path_error,
     plan_schedule,
     plan_schedules,
 )
 
-FORECASTERS: list[Forecaster] = [Reuse(), Lagrange(order=2), Taylor(order=1), Lagrange(order=3)]
+LINE, PARABOLA = Lagrange(order=2), Lagrange(order=3)
+FORECASTERS: list[Forecaster] = [Reuse(), LINE, Taylor(order=1), PARABOLA, Fitted()]
 OBJECTIVES: list[Objective] = ["sum", "squares", "minimax"]
 
 
@@ -125,15 +130,20 @@ def test_steps_are_planned_where_the_feature_moves() -> None:
 @pytest.mark.parametrize("forecaster", FORECASTERS, ids=repr)
 def test_errors_are_those_of_the_forecasts_that_a_run_makes(forecaster: Forecaster) -> None:
     features, schedule = wander(3, 9), (0, 1, 3, 7)
+    grams = grams_of(features)
+    as_run = forecaster
+    if isinstance(forecaster, Fitted):
+        planned = Schedule(steps=9, compute=schedule)
+        weights = fitted_weights(grams, planned, forecaster)
+        as_run = replace(forecaster, schedule=replace(planned, weights=weights))
     expected: dict[int, float] = {}
     history = History(2, forecaster.anchors)
     for k in range(9):
         if k in schedule:
             history.push(features[:, k], [0, 1], k)
         else:
-            off = history.forecast(forecaster, [0, 1], k) - features[:, k]
+            off = history.forecast(as_run, [0, 1], k) - features[:, k]
             expected[k] = float(off.square().sum(1).mean().sqrt())
-    grams = grams_of(features)
     for k, error in expected.items():
         anchors = [a for a in reversed(schedule) if a < k][: forecaster.anchors]
         torch.testing.assert_close(

@@ -100,13 +100,12 @@ def test_what_was_switched_on_stays_out_of_the_recording_and_comes_back(
 
 def test_a_saved_plan_is_enabled_by_its_path_and_in_a_recipe(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
-    cache = plan_cache(
-        tiny.pipe, PROMPTS, steps=STEPS, path=path, forecaster="lagrange", **tiny.call
-    )
+    cache = plan_cache(tiny.pipe, PROMPTS, steps=STEPS, path=path, **tiny.call)
     assert isinstance(cache.gate, ScheduleGate)
     assert Schedule.load(path) == cache.gate.schedule
     gate = {"type": "schedule", "schedule": str(path)}
-    options = {"warmup_steps": 1, "final_steps": 0, "max_skips": None, "forecaster": "lagrange"}
+    forecaster = {"type": "fitted", "schedule": str(path)}
+    options = {"warmup_steps": 1, "final_steps": 0, "max_skips": None, "forecaster": forecaster}
     tiny.pipe.enable_plugin("cache", gate=gate, **options)
     with_path = made(tiny)
     recipe.save(tmp_path / "recipe.yaml", [cache])

@@ -31,7 +31,7 @@ CASES = (
         "self_forcing",
         {"steps": 1, "chunk": 3, "window": 1, "fake_updates": 2, "forced_updates": 100},
         1,
-        4.9,
+        3.7,
         rate=1e-3,
     ),
 )

@@ -58,6 +58,7 @@ def attach_causal(site: Any, denoiser: Denoiser, student: Student) -> None:
     recipe = load_recipe(name, options)
     if not isinstance(recipe, SelfForcing):
         raise Incompatible(f"few_step: recipe {name} makes no causal student")
+    names = parameters_of(denoiser.inner)
 
     def begin(run: Run) -> None:
         try:
@@ -85,7 +86,6 @@ def attach_causal(site: Any, denoiser: Denoiser, student: Student) -> None:
 
         return Transformer2DModelOutput(sample=v)
 
-    names = parameters_of(denoiser.inner)
     site.on_begin(begin)
     site.on_end(end)
     site.wrap(denoiser.module, ask, OUTSIDE_ALL)

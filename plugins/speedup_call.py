@@ -30,7 +30,7 @@ def attach_speedup(site: Any, denoiser: Denoiser, tensors: dict[str, Tensor]) ->
 
     Raises Incompatible where the tensors are another model's.
     """
-    layers = _Layers(denoiser, tensors)
+    layers, names = _Layers(denoiser, tensors), parameters_of(denoiser.inner)
 
     def begin(run: Run) -> None:
         guidance = of_the_call(bound_call(run.pipe, run.arguments)).get("guidance")
@@ -53,7 +53,6 @@ def attach_speedup(site: Any, denoiser: Denoiser, tensors: dict[str, Tensor]) ->
             _look(denoiser, named[names[0]])
         return twice(call_next(**one_pass(named, rows)), rows // 2)
 
-    names = parameters_of(denoiser.inner)
     site.on_begin(begin)
     site.on_end(lambda run: layers.take_off())
     site.wrap(denoiser.module, ask, OUTSIDE_ALL)

@@ -83,7 +83,8 @@ def roll_out(
     A chunk ends with evaluation `leave_at` (the last without one), and that alone has a gradient.
     """
     axis = frame_axis(noise)
-    memory, made = Memory(window), []
+    memory = Memory(window)
+    made: list[Tensor] = []
     last = len(nodes) - 2 if leave_at is None else leave_at
     with_gradient = torch.is_grad_enabled()
     with remembering(flow.module, memory):
@@ -112,7 +113,8 @@ def roll_behind(
 ) -> Float[Tensor, " b *size"]:
     """Return v of every chunk of x_t, each behind the true chunks of `past` before it."""
     axis = frame_axis(past)
-    memory, found = Memory(window), []
+    memory = Memory(window)
+    found: list[Tensor] = []
     with remembering(flow.module, memory):
         for clean, x in zip(past.split(chunk, axis), x_t.split(chunk, axis), strict=True):
             found.append(flow(x, t, condition))

@@ -92,8 +92,10 @@ class SpeedUpAttention(nn.Module):
 
 def by_head(attn: Attention, x: Float[Tensor, "b n inner"], norm: Any) -> Tensor:
     """Return x as [b, h, n, d], normed where the layer does so."""
-    x = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-    return x if norm is None else norm(x)
+    found: Tensor = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    if norm is not None:
+        found = norm(found)
+    return found
 
 
 def attended(

@@ -53,12 +53,19 @@ def prompt_start() -> nn.Module:
     return plane_prompts.learned_prompts()
 
 
-@pytest.mark.parametrize("case", plane_prompts.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[] if case.recipe == "speedup" else pytest.mark.slow)
+        for case in plane_prompts.CASES
+    ],
+)
 def test_a_student_of_prompts_beats_its_guided_teacher(case: Case, prompt_start: nn.Module) -> None:
     proof = plane_prompts.prove(case, prompt_start)
     assert proof.gain > max(case.gain / 2, 1.0), f"{proof.student:.3f} to {proof.teacher:.3f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", plane_clips.CASES, ids=lambda case: case.name)
 def test_a_causal_student_beats_the_teacher_of_whole_clips(case: Case) -> None:
     proof = plane_clips.prove(case, plane_clips.learned_clips())

@@ -166,11 +166,30 @@ def write(page: Any, label: str, value: object) -> None:
 
 
 def set_picture(page: Any, **values: object) -> None:
-    """Open the settings of the picture and fill them in."""
+    """Open the settings of the picture and fill them in.
+
+    gradio makes the fields of a closed accordion when it is opened, and on a slow machine makes
+    them anew after the first keystrokes: so it is looked at whether what was written stays.
+    """
     if not page.get_by_label("Seed").first.is_visible():
         page.get_by_text("Picture", exact=True).first.click()
-    for name, value in values.items():
-        write(page, "number input for Steps" if name == "steps" else name.capitalize(), value)
+    labels = {
+        "number input for Steps" if name == "steps" else name.capitalize(): str(value)
+        for name, value in values.items()
+    }
+
+    def is_written() -> bool:
+        lost = [
+            label
+            for label, value in labels.items()
+            if page.get_by_label(label).locator("visible=true").first.input_value() != value
+        ]
+        for label in lost:
+            write(page, label, labels[label])
+        page.wait_for_timeout(500)
+        return not lost
+
+    wait_for(is_written, f"the page does not keep {labels}")
 
 
 def figures(page: Any, place: str = "figures") -> dict[str, str]:
@@ -244,6 +263,7 @@ def test_a_tab_that_is_closed_stops_its_run_and_the_next_picture_is_right(
     other = open_page("light")
     for each, steps in ((other, ENDLESS), (page, 6)):
         write(each, "Recipe", EVERY_OTHER)
+        each.wait_for_selector("text=Options of fora")
         set_picture(each, seed=5, size=64, steps=steps)
     before = served.running
     other.locator("#generate").click()

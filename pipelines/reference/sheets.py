@@ -153,7 +153,8 @@ def main() -> None:
     pipeline, data = load_reference(recipe.name), recipe.data
     if data.frames > 1:
         clips = load_clips(arguments.cache, size=data.size, frames=data.frames)
-        sheet = draw_clip_samples(pipeline, clips, data)
+        # Five hundred frames: a palette makes a quarter of the file.
+        sheet = draw_clip_samples(pipeline, clips, data).quantize(256, dither=Image.Dither.NONE)
     else:
         sheet = draw_samples(pipeline, taught_styles(arguments.cache), data)
     sheet.save(arguments.output / f"{recipe.name}-samples.png", optimize=True)

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from skipstep.pipelines.compare.run import own_text_score
 from skipstep.pipelines.metrics.efficientnet import load_features
@@ -534,3 +535,32 @@ def test_shipped_siblings_fit_the_zoo_and_load() -> None:
         assert path is not None and path.stat().st_size <= 25_000_000
         pipeline = load_reference(name)
         assert type(pipeline).__name__.startswith("Reference")
+
+
+def test_the_video_sibling_takes_caches_and_attention_methods_about_time() -> None:
+    torch.set_num_threads(1)
+    pipe = load_reference("video")
+    pipe.set_progress_bar_config(disable=True)
+
+    def clip() -> Tensor:
+        noise = torch.Generator().manual_seed(0)
+        made: Tensor = pipe(
+            "a star, animated style",
+            num_inference_steps=6,
+            generator=noise,
+            output_type="pt",
+        ).frames
+        return made
+
+    plain = clip()
+    assert plain.shape == (1, 9, 3, 64, 64)
+    with pipe.plugins("abcache"):
+        cached = clip()
+        assert pipe.plugin_report().fraction < 1
+    sparse = {"block_q": 16, "block_k": 16, "keep": 0.5, "force": True, "dense_steps": 2}
+    with pipe.plugins({"name": "svg1", "options": sparse}):
+        thinned = clip()
+    torch.testing.assert_close(clip(), plain, rtol=0, atol=0)
+    for other in (cached, thinned):
+        assert not torch.equal(other, plain)
+        assert F.mse_loss(other, plain) < 0.25 * plain.var()

@@ -107,9 +107,10 @@ def feature_of(span: Span) -> Feature:
 def schedule_cache(schedule: Schedule, forecaster: Any, span: Any) -> Cache:
     """Return the cache that computes a schedule's steps and no others."""
     if isinstance(forecaster, Fitted):
-        forecaster = replace(forecaster, schedule=schedule)
+        # Each is told what it reads, so that a recipe says nothing twice.
+        forecaster = replace(forecaster, schedule=replace(schedule, fingerprint={}))
     return Cache(
-        gate=ScheduleGate(schedule=schedule),
+        gate=ScheduleGate(schedule=replace(schedule, weights=())),
         forecaster=forecaster,
         span=span,
         warmup_steps=1,
@@ -145,10 +146,14 @@ def plan_cache(
     parts = Cache(gate=IntervalGate(), forecaster=forecaster, span=span)
     wanted = [feature_of(parts.span)]
     found = instrument(pipe, prompts, steps=steps, seed=seed, features=wanted, **call)
-    cache = found.cache(max(1, round(fraction * found.steps)), parts.forecaster, parts.span)
-    if path is not None and isinstance(cache.gate, ScheduleGate):
-        cache.gate.schedule.save(path)
-    return cache
+    schedule = found.schedule(
+        max(1, round(fraction * found.steps)),
+        parts.forecaster,
+        feature=found.feature_of(parts.span),
+    )
+    if path is not None:
+        schedule.save(path)
+    return schedule_cache(schedule, parts.forecaster, parts.span)
 
 
 def instrument(

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from skipstep.caching.base import Forecaster, Span
-from skipstep.caching.forecasters.fitted import Fitted
+from skipstep.caching.forecasters.fitted import HALF_A_LINE, Fitted
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
@@ -30,10 +30,6 @@ from skipstep.plugins.profile import profile
 from skipstep.plugins.verbs import plugins
 
 __all__ = ["Trajectories", "instrument", "plan_cache", "schedule_cache"]
-
-# On the reference model it beat half a line, which beat reuse, whole lines and higher orders
-# (python -m benchmarks.schedules).
-FITTED = Fitted()
 
 Feature = Literal["residual", "output"]
 FEATURES = ("residual", "output")
@@ -53,7 +49,7 @@ class Trajectories:
     def schedule(
         self,
         count: int,
-        forecaster: Forecaster = FITTED,
+        forecaster: Forecaster = HALF_A_LINE,
         *,
         feature: Feature = "residual",
         objective: Objective = "squares",
@@ -81,7 +77,7 @@ class Trajectories:
     def cache(
         self,
         count: int,
-        forecaster: Any = FITTED,
+        forecaster: Any = HALF_A_LINE,
         span: Any = "residual",
         *,
         objective: Objective = "squares",
@@ -125,7 +121,7 @@ def plan_cache(
     *,
     fraction: float = 0.5,
     steps: int = 20,
-    forecaster: Any = FITTED,
+    forecaster: Any = HALF_A_LINE,
     span: Any = "residual",
     path: str | Path | None = None,
     seed: int = 0,
@@ -137,8 +133,8 @@ def plan_cache(
         fraction: share of the steps to compute, above 0 to 1.
         forecaster: what stands in, as in `Cache`; span: what is skipped, likewise.
         path: where to save the schedule as JSON, for
-            enable_plugin("cache", gate={"type": "schedule", "schedule": path},
-            forecaster={"type": "fitted", "schedule": path}, span=span).
+            enable_plugin("cache", gate={"type": "schedule", "schedule": path}, ...); of forecaster
+            "fitted" it holds the weights: forecaster={"type": "fitted", "schedule": path}.
         call: goes to the pipeline: guidance_scale, height, width, ...
     """
     if not 0 < fraction <= 1:

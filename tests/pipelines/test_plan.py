@@ -102,7 +102,7 @@ def test_what_was_switched_on_stays_out_of_the_recording_and_comes_back(
 
 def test_a_saved_plan_is_enabled_by_its_path_and_in_a_recipe(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
-    cache = plan_cache(tiny.pipe, PROMPTS, steps=STEPS, path=path, **tiny.call)
+    cache = plan_cache(tiny.pipe, PROMPTS, steps=STEPS, path=path, forecaster="fitted", **tiny.call)
     assert isinstance(cache.gate, ScheduleGate) and isinstance(cache.forecaster, Fitted)
     saved, weighed = Schedule.load(path), cache.forecaster.schedule
     assert replace(saved, weights=()) == cache.gate.schedule

@@ -13,7 +13,7 @@ is what they cost on any machine: values weighed plus one, times their size.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,18 +107,17 @@ def main() -> None:
     torch.set_num_threads(1)
     pipe = load_reference()
     plain = sharing_copy(pipe)
-    arms = {None: plain}
+    arms: dict[str | None, Any] = {None: plain}
     for name, plugin in presets(pipe).items():
         if arguments.only is None or name in arguments.only:
             arms[name] = sharing_copy(pipe)
             arms[name].enable_plugin(plugin)
-    rounds: dict[Any, list[Spent]] = {name: [] for name in arms}
+    rounds: dict[str | None, list[Spent]] = {name: [] for name in arms}
     for number in range(arguments.rounds + 1):
         for name, own in arms.items():
-            spent, gate = Spent(), None
+            spent = Spent()
             own.set_progress_bar_config(disable=True)
-            if name is not None:
-                gate = type(catalog.load(name)().parts().gate)
+            gate = None if name is None else type(catalog.load(name)().parts().gate)
             with watching(spent, gate, own.transformer):
                 noise = torch.Generator("cpu").manual_seed(0)
                 own(PROMPT, num_inference_steps=arguments.steps, generator=noise, output_type="np")
@@ -134,18 +133,20 @@ def main() -> None:
         if name is None:
             continue
         pairs = list(zip(rounds[name], rounds[None], strict=True))
-
-        def share(part: str, pairs: list[tuple[Spent, Spent]] = pairs) -> float:
-            return statistics.median(getattr(s, part) / uncached.model for s, uncached in pairs)
-
-        report = own.plugin_report()
-        skips = sum(call.computed < len(call.choices) for call in report.calls)
-        both = statistics.median((s.gate + s.forecast) / u.model for s, u in pairs)
+        parts = [share(pairs, part) for part in (["gate"], ["forecast"], ["kept"])]
+        both = share(pairs, ["gate", "forecast"])
+        skips = sum(call.computed < len(call.choices) for call in own.plugin_report().calls)
         moved = rounds[name][-1].moved / max(1, skips) / 1e6
-        print(
-            f"{name:<14} {share('gate'):6.2%} {share('forecast'):7.2%} {share('kept'):7.2%} "
-            f"{both:11.2%} {'' if both <= GOAL else 'over'}   {moved:10.2f}"
-        )
+        columns = " ".join(f"{part:7.2%}" for part in parts)
+        over = "" if both <= GOAL else "over"
+        print(f"{name:<14} {columns} {both:11.2%} {over:<4} {moved:10.2f}")
+
+
+def share(pairs: Sequence[tuple[Spent, Spent]], parts: Sequence[str]) -> float:
+    """Return the median over rounds of what parts of a run cost beside the uncached denoiser."""
+    return statistics.median(
+        sum(getattr(spent, part) for part in parts) / uncached.model for spent, uncached in pairs
+    )
 
 
 if __name__ == "__main__":

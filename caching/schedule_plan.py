@@ -89,11 +89,11 @@ def weights_at(
 def fitted_weights(
     grams: Float[Tensor, "n t t"], schedule: Schedule, forecaster: Fitted
 ) -> tuple[tuple[float, ...], ...]:
-    """Return the weights of a schedule's skipped steps, in their order."""
+    """Return the weights of a schedule's skipped steps, in their order, to a millionth."""
     gram, found = grams.double().mean(0), []
     for step, anchors in schedule.skipped():
         w = fit_weights(gram, anchors[: forecaster.values], [step], noise=forecaster.noise)
-        found.append(tuple(w[0].tolist()))
+        found.append(tuple(round(weight, 6) for weight in w[0].tolist()))
     return tuple(found)
 
 

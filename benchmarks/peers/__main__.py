@@ -47,6 +47,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", choices=list(MODELS), nargs="+", default=list(MODELS))
     parser.add_argument("--peers", choices=list(PEERS), nargs="+", default=list(PEERS))
+    parser.add_argument("--match", nargs="+", help="only settings that hold one of these texts")
     parser.add_argument("--out", type=Path, default=Path("out/peers"))
     parser.add_argument("--timeout", type=float, help="seconds for one peer; default no limit")
     parser.add_argument("--reuse", action="store_true", help="keep answers that are there")
@@ -74,6 +75,11 @@ def job_of(peer: str, model: str, steps: int, chosen: argparse.Namespace) -> Job
         : chosen.scouts
     ]
     row, loaded = PEERS[peer], MODELS[model]
+    settings = [
+        setting
+        for setting in (row.quick if chosen.quick else row.settings)
+        if not chosen.match or any(text in setting for text in chosen.match)
+    ]
     return Job(
         peer=peer,
         driver=row.driver,
@@ -81,7 +87,7 @@ def job_of(peer: str, model: str, steps: int, chosen: argparse.Namespace) -> Job
         loader=loaded.loader,
         model=model,
         stock_class=loaded.stock_class,
-        settings=list(row.quick if chosen.quick else row.settings),
+        settings=settings,
         prompts=[known[place]["prompt"] for place in places],
         seeds=list(range(len(places))),
         steps=steps,

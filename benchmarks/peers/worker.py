@@ -214,11 +214,11 @@ def told(result: Measured) -> str:
 
 
 def version_of(package: str) -> str:
-    """Return a distribution's version, or that it is not installed."""
+    """Return a distribution's version, or that it is not installed; ours may run from its source."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return "from source" if package == "skipstep" else "not installed"
 
 
 def main() -> None:

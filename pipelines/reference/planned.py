@@ -3,13 +3,13 @@
 Run: python -m skipstep.pipelines.reference.planned        writes `schedule-20.json` (6 seconds)
 
 Eight evaluation prompts, none of which the demo shows, are run uncached and recorded; the plan for
-ten computed steps follows from that, and the weights of the last three computed values of the
-denoiser's output in what stands in.
+ten computed steps follows from that. What stands in is the denoiser's output, half of the way along
+the line through its last two computed values.
 """
 
 from pathlib import Path
 
-from skipstep.caching.forecasters.fitted import Fitted
+from skipstep.caching.forecasters.fitted import HALF_A_LINE
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
 from skipstep.pipelines.reference.load import load_reference
@@ -26,7 +26,7 @@ EVERY, FIRST_SEED = 32, 1000
 
 def planned_cache() -> Cache:
     """Return the cache that computes the file's steps; it refuses other models and step counts."""
-    return schedule_cache(Schedule.load(FILE), Fitted(), SPAN)
+    return schedule_cache(Schedule.load(FILE), HALF_A_LINE, SPAN)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from skipstep.caching.base import Forecaster, Span
-from skipstep.caching.forecasters.fitted import Fitted
+from skipstep.caching.forecasters.fitted import HALF_A_LINE, Fitted
 from skipstep.caching.gates.interval import IntervalGate
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
@@ -30,10 +30,6 @@ from skipstep.plugins.profile import profile
 from skipstep.plugins.verbs import plugins
 
 __all__ = ["Trajectories", "instrument", "plan_cache", "schedule_cache"]
-
-# On the reference model it beat half a line, which beat reuse, whole lines and higher orders
-# (python -m benchmarks.schedules).
-FITTED = Fitted()
 
 Feature = Literal["residual", "output"]
 FEATURES = ("residual", "output")
@@ -53,7 +49,7 @@ class Trajectories:
     def schedule(
         self,
         count: int,
-        forecaster: Forecaster = FITTED,
+        forecaster: Forecaster = HALF_A_LINE,
         *,
         feature: Feature = "residual",
         objective: Objective = "squares",
@@ -81,7 +77,7 @@ class Trajectories:
     def cache(
         self,
         count: int,
-        forecaster: Any = FITTED,
+        forecaster: Any = HALF_A_LINE,
         span: Any = "residual",
         *,
         objective: Objective = "squares",
@@ -107,9 +103,10 @@ def feature_of(span: Span) -> Feature:
 def schedule_cache(schedule: Schedule, forecaster: Any, span: Any) -> Cache:
     """Return the cache that computes a schedule's steps and no others."""
     if isinstance(forecaster, Fitted):
-        forecaster = replace(forecaster, schedule=schedule)
+        # Each is told what it reads, so that a recipe says nothing twice.
+        forecaster = replace(forecaster, schedule=replace(schedule, fingerprint={}))
     return Cache(
-        gate=ScheduleGate(schedule=schedule),
+        gate=ScheduleGate(schedule=replace(schedule, weights=())),
         forecaster=forecaster,
         span=span,
         warmup_steps=1,
@@ -124,7 +121,7 @@ def plan_cache(
     *,
     fraction: float = 0.5,
     steps: int = 20,
-    forecaster: Any = FITTED,
+    forecaster: Any = HALF_A_LINE,
     span: Any = "residual",
     path: str | Path | None = None,
     seed: int = 0,
@@ -136,8 +133,8 @@ def plan_cache(
         fraction: share of the steps to compute, above 0 to 1.
         forecaster: what stands in, as in `Cache`; span: what is skipped, likewise.
         path: where to save the schedule as JSON, for
-            enable_plugin("cache", gate={"type": "schedule", "schedule": path},
-            forecaster={"type": "fitted", "schedule": path}, span=span).
+            enable_plugin("cache", gate={"type": "schedule", "schedule": path}, ...); of forecaster
+            "fitted" it holds the weights: forecaster={"type": "fitted", "schedule": path}.
         call: goes to the pipeline: guidance_scale, height, width, ...
     """
     if not 0 < fraction <= 1:
@@ -145,10 +142,14 @@ def plan_cache(
     parts = Cache(gate=IntervalGate(), forecaster=forecaster, span=span)
     wanted = [feature_of(parts.span)]
     found = instrument(pipe, prompts, steps=steps, seed=seed, features=wanted, **call)
-    cache = found.cache(max(1, round(fraction * found.steps)), parts.forecaster, parts.span)
-    if path is not None and isinstance(cache.gate, ScheduleGate):
-        cache.gate.schedule.save(path)
-    return cache
+    schedule = found.schedule(
+        max(1, round(fraction * found.steps)),
+        parts.forecaster,
+        feature=found.feature_of(parts.span),
+    )
+    if path is not None:
+        schedule.save(path)
+    return schedule_cache(schedule, parts.forecaster, parts.span)
 
 
 def instrument(

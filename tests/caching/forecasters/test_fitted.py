@@ -63,7 +63,7 @@ def test_planned_weights_are_those_of_the_steps_that_will_be_there() -> None:
     weights = fitted_weights(found, PLANNED, Fitted(values=2))
     assert [len(each) for each in weights] == [1, 2, 2]
     expected = fit_weights(found.mean(0), [4, 2], [5], noise=Fitted().noise)[0].tolist()
-    assert list(weights[2]) == pytest.approx(expected)
+    assert list(weights[2]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Planning schedules on a pipeline: what is planned runs as planned, where it was made for."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import skipstep
+from skipstep.caching.forecasters.fitted import Fitted
 from skipstep.caching.gates.schedule import Schedule, ScheduleGate
 from skipstep.caching.product import Cache
 from skipstep.caching.schedule_plan import path_error
@@ -100,9 +102,11 @@ def test_what_was_switched_on_stays_out_of_the_recording_and_comes_back(
 
 def test_a_saved_plan_is_enabled_by_its_path_and_in_a_recipe(tiny: Tiny, tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
-    cache = plan_cache(tiny.pipe, PROMPTS, steps=STEPS, path=path, **tiny.call)
-    assert isinstance(cache.gate, ScheduleGate)
-    assert Schedule.load(path) == cache.gate.schedule
+    cache = plan_cache(tiny.pipe, PROMPTS, steps=STEPS, path=path, forecaster="fitted", **tiny.call)
+    assert isinstance(cache.gate, ScheduleGate) and isinstance(cache.forecaster, Fitted)
+    saved, weighed = Schedule.load(path), cache.forecaster.schedule
+    assert replace(saved, weights=()) == cache.gate.schedule
+    assert weighed is not None and weighed.weights == saved.weights != ()
     gate = {"type": "schedule", "schedule": str(path)}
     forecaster = {"type": "fitted", "schedule": str(path)}
     options = {"warmup_steps": 1, "final_steps": 0, "max_skips": None, "forecaster": forecaster}

@@ -312,7 +312,9 @@ def test_a_causal_student_makes_its_clip_inside_one_call(tmp_path: Path) -> None
     )
     write_student(tmp_path, student, trainer.student_tensors())
     calls: list[int] = []
-    module.patch_embedding.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[2]))
+    module.get_submodule("patch_embedding").register_forward_pre_hook(
+        lambda _, args: calls.append(args[0].shape[2])
+    )
     call = {k: v for k, v in tiny.call.items() if k != "guidance_scale"} | {"output_type": "latent"}
     noise = torch.randn(1, *found.shape, generator=torch.Generator().manual_seed(4))
     tiny.pipe.enable_plugin("few_step", weights=str(tmp_path))

@@ -293,16 +293,16 @@ def test_a_causal_student_makes_its_clip_inside_one_call(tmp_path: Path) -> None
     tiny = tiny_pipeline("wan")
     plain, found = run(tiny), recorded(tiny)
     module = found.denoiser.inner
-    options = {"steps": 2, "chunk": 1, "window": 2, "fake_updates": 1}
+    options = {"steps": 2, "chunk": 1, "window": 2, "fake_updates": 1, "forced_updates": 1}
     recipe = load_recipe("self_forcing", options)
     source = PathSource(
         torch.randn(2, 2, *found.shape), (1.0, 0.0), torch.arange(2), found.condition, found.empty
     )
     trainer = Trainer(
-        recipe, module, source, Training(iterations=2, batch=1, warmup=0), bridge=found.bridge
+        recipe, module, source, Training(iterations=3, batch=1, warmup=0), bridge=found.bridge
     )
     trainer.run()
-    assert trainer.state.updates == 1
+    assert trainer.state.updates == 2, "one behind true chunks, one of the fake, one behind its own"
     student = Student(
         recipe={"name": "self_forcing", "options": options},
         guidance=1.0,

@@ -27,11 +27,11 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 STEPS = 12
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """Count operations on tensors of one size, and the bytes that they read and write."""
 
     def __init__(self, size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.size, self.operations, self.moved = size, 0, 0
 
     def __torch_dispatch__(

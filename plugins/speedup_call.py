@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipstep.plugins.errors import Incompatible
 from skipstep.plugins.fingerprint import bound_call, of_the_call
@@ -127,7 +127,7 @@ class _Layers:
         for layer, adapter in adapters.items():
             begin = f"{layer}.processor."
             adapter.load_state_dict({name: tensors[begin + name] for name in adapter.state_dict()})
-        self.pairs = [
+        self.pairs: list[tuple[Any, nn.Module]] = [
             (denoiser.inner.get_submodule(layer), adapter.requires_grad_(False))
             for layer, adapter in adapters.items()
         ]

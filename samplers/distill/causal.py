@@ -88,7 +88,7 @@ def roll_out(
     last = len(nodes) - 2 if leave_at is None else leave_at
     with_gradient = torch.is_grad_enabled()
     with remembering(flow.module, memory):
-        for x in noise.split(chunk, axis):
+        for x in chunks_of(noise, chunk):
             for i in range(last + 1):
                 t = torch.full((len(x),), nodes[i]).to(x)
                 with torch.set_grad_enabled(with_gradient and i == last):
@@ -116,7 +116,7 @@ def roll_behind(
     memory = Memory(window)
     found: list[Tensor] = []
     with remembering(flow.module, memory):
-        for clean, x in zip(past.split(chunk, axis), x_t.split(chunk, axis), strict=True):
+        for clean, x in zip(chunks_of(past, chunk), chunks_of(x_t, chunk), strict=True):
             found.append(flow(x, t, condition))
             _remember(flow, memory, clean, condition)
     return torch.cat(found, axis)
@@ -129,6 +129,13 @@ def _remember(flow: Flow, memory: Memory, clean: Tensor, condition: Condition) -
         flow(clean.detach(), torch.zeros(len(clean)).to(clean), condition)
     memory.writing = False
     memory.frames += clean.shape[frame_axis(clean)]
+
+
+def chunks_of(x: Tensor, frames: int) -> list[Tensor]:
+    """Return a sequence in chunks of so many frames; the last may be shorter."""
+    axis = frame_axis(x)
+    count = x.shape[axis]
+    return [x.narrow(axis, i, min(frames, count - i)) for i in range(0, count, frames)]
 
 
 def frame_axis(x: Tensor) -> int:

@@ -49,7 +49,8 @@ class Branch(nn.Module):
         """Return a |A+|/|A| A + b."""
         found = attended(attn, query, self.to_k(tokens), self.to_v(tokens), mask)
         size, wanted = (each.norm(dim=(1, 2), keepdim=True) for each in (found, plain))
-        return self.scale * (wanted / size.clamp(min=1e-6)) * found + self.shift
+        sized: Tensor = self.scale * (wanted / size.clamp(min=1e-6)) * found
+        return sized + self.shift
 
 
 class SpeedUpAttention(nn.Module):
@@ -86,13 +87,15 @@ class SpeedUpAttention(nn.Module):
             + self.positive(attn, query, prompt, masks[0], plain)
         )
         out: Tensor = attn.to_out[1](attn.to_out[0](plain))
-        out = out + x if attn.residual_connection else out
-        return out / attn.rescale_output_factor
+        if attn.residual_connection:
+            out = out + x
+        scaled: Tensor = out / attn.rescale_output_factor
+        return scaled
 
 
 def by_head(attn: Attention, x: Float[Tensor, "b n inner"], norm: Any) -> Tensor:
     """Return x as [b, h, n, d], normed where the layer does so."""
-    found: Tensor = x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    found = x.reshape(*x.shape[:-1], attn.heads, -1).transpose(1, 2)
     if norm is not None:
         found = norm(found)
     return found

@@ -293,16 +293,16 @@ def test_a_causal_student_makes_its_clip_inside_one_call(tmp_path: Path) -> None
     tiny = tiny_pipeline("wan")
     plain, found = run(tiny), recorded(tiny)
     module = found.denoiser.inner
-    options = {"steps": 2, "chunk": 1, "window": 2, "fake_updates": 1}
+    options = {"steps": 2, "chunk": 1, "window": 2, "fake_updates": 1, "forced_updates": 1}
     recipe = load_recipe("self_forcing", options)
     source = PathSource(
         torch.randn(2, 2, *found.shape), (1.0, 0.0), torch.arange(2), found.condition, found.empty
     )
     trainer = Trainer(
-        recipe, module, source, Training(iterations=2, batch=1, warmup=0), bridge=found.bridge
+        recipe, module, source, Training(iterations=3, batch=1, warmup=0), bridge=found.bridge
     )
     trainer.run()
-    assert trainer.state.updates == 1
+    assert trainer.state.updates == 2, "one behind true chunks, one of the fake, one behind its own"
     student = Student(
         recipe={"name": "self_forcing", "options": options},
         guidance=1.0,
@@ -312,7 +312,9 @@ def test_a_causal_student_makes_its_clip_inside_one_call(tmp_path: Path) -> None
     )
     write_student(tmp_path, student, trainer.student_tensors())
     calls: list[int] = []
-    module.patch_embedding.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[2]))
+    module.get_submodule("patch_embedding").register_forward_pre_hook(
+        lambda _, args: calls.append(args[0].shape[2])
+    )
     call = {k: v for k, v in tiny.call.items() if k != "guidance_scale"} | {"output_type": "latent"}
     noise = torch.randn(1, *found.shape, generator=torch.Generator().manual_seed(4))
     tiny.pipe.enable_plugin("few_step", weights=str(tmp_path))

@@ -5,7 +5,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
-from skipstep.samplers.distill.causal import Memory, Remembers, make_causal, remembering, roll_out
+from skipstep.samplers.distill.causal import (
+    Memory,
+    Remembers,
+    chunks_of,
+    make_causal,
+    remembering,
+    roll_out,
+)
 from skipstep.samplers.distill.flow import PlainBridge
 from skipstep.samplers.distill.networks import Flow
 from skipstep.samplers.distill.plane_clips import ClipNet
@@ -31,11 +38,10 @@ def wan() -> WanTransformer3DModel:
 def asked(module: nn.Module, x: Tensor) -> Tensor:
     """Return the module's answer at t = 0."""
     t = torch.zeros(len(x))
-    if isinstance(module, ClipNet):
-        return module(x, t)
-    text = torch.zeros(len(x), 3, 8)
-    answer: Tensor = module(x, t, encoder_hidden_states=text, return_dict=False)[0]
-    return answer
+    text = {} if isinstance(module, ClipNet) else {"encoder_hidden_states": torch.zeros(2, 3, 8)}
+    answer = module(x, t, **text)
+    v: Tensor = answer if isinstance(module, ClipNet) else answer[0]
+    return v
 
 
 @pytest.mark.parametrize("name", ["sequence", "wan"])
@@ -50,7 +56,7 @@ def test_the_last_chunk_behind_a_memory_is_the_end_of_the_whole(name: str) -> No
     torch.testing.assert_close(asked(module, x), whole)
     memory = Memory(window=3)
     with remembering(module, memory):
-        for chunk in x.split(2, axis):
+        for chunk in chunks_of(x, 2):
             memory.writing = True
             last = asked(module, chunk)
             memory.frames += 2
@@ -80,7 +86,7 @@ def test_only_the_last_evaluation_of_a_chunk_has_a_gradient() -> None:
         chunk=3, window=2, leave_at=1,
     )  # fmt: skip
     assert calls == 2 * [False, True, False]
-    made.sum().backward()
+    made.sum().backward()  # type: ignore[no-untyped-call]
     assert net.enter.weight.grad is not None
 
 

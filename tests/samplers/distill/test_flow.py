@@ -153,7 +153,7 @@ def test_paths_come_back_from_files_at_the_times_asked_for(tmp_path: Any) -> Non
     write_paths(tmp_path / "0.safetensors", path, shifted_nodes(4), ["a", "b"] * 3)
     table = {"c": torch.tensor([10.0, 20.0])}
     files = [tmp_path / "0.safetensors"]
-    source = PathSource.read(files, (1.0, 0.5, 0.0), table, {"a": 0, "b": 1})
+    source = PathSource.read(files, (1.0, 0.5, 0.0), table, {"a": 0, "b": 1}, {"c": torch.zeros(1)})
     batch = source.draw(32, torch.Generator().manual_seed(0))
     rows = [
         int((path[:, 0].half() == noise.half()).all(1).nonzero()[0, 0]) for noise in batch.noise
@@ -161,7 +161,7 @@ def test_paths_come_back_from_files_at_the_times_asked_for(tmp_path: Any) -> Non
     torch.testing.assert_close(batch.path, path[rows][:, [0, 2, 4]].half().float())
     torch.testing.assert_close(batch.condition["c"], table["c"][torch.tensor(rows) % 2])
     with pytest.raises(ValueError, match=r"has no states at \[0.3\]"):
-        PathSource.read(files, (1.0, 0.3, 0.0), table, {"a": 0, "b": 1})
+        PathSource.read(files, (1.0, 0.3, 0.0), table, {"a": 0, "b": 1}, {})
 
 
 def test_immiscible_noise_is_a_permutation_that_lies_nearer() -> None:

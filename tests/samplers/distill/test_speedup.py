@@ -23,7 +23,8 @@ def adapted(net: nn.Module) -> nn.Module:
 
 def asked(net: nn.Module, rows: slice, prompt: torch.Tensor) -> torch.Tensor:
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
-    return net(x[rows], torch.full((4,), 0.7)[rows], prompt[rows])
+    v: torch.Tensor = net(x[rows], torch.full((4,), 0.7)[rows], prompt[rows])
+    return v
 
 
 @torch.no_grad()

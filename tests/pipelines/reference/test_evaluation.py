@@ -67,15 +67,15 @@ def test_real_clips_are_judged_perfect_and_others_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = load_recipe(find_recipe("video"))
-    data = dataclasses.replace(recipe.data, size=32, frames=3, names="fox; owl")
+    data = dataclasses.replace(recipe.data, size=32, frames=5, names="fox; owl")
     recipe = dataclasses.replace(recipe, data=data)
     names = ["fox", "owl", "nib", "die", "abacus", "axe"]
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32, 4), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 32, 32, 4), dtype=np.uint8)
     pixels[..., 3] = 0
     pixels[:, :, 8:24, 8:24, 3] = 255
     pixels[..., :3] = np.minimum(pixels[..., :3], pixels[..., 3:])
     clips = Pictures(names, pixels)
-    store_pictures(tmp_path / clip_file(32, 3), clips)
+    store_pictures(tmp_path / clip_file(32, 5), clips)
     prompts = prompts_of(data)
     perfect = real_clips(clips, [prompt["name"] for prompt in prompts], prompts)
     monkeypatch.setattr("skipstep.pipelines.reference.evaluate.generate", lambda *_: perfect)
@@ -87,3 +87,7 @@ def test_real_clips_are_judged_perfect_and_others_are_not(
     assert abs(report["frechet"]["to_real"]) < 1e-6 < report["frechet"]["other_real"]
     for measure in ("frame_consistency", "motion"):
         assert report[measure]["made"] == report[measure]["real"]
+        assert report["autoencoder"][measure]["real"] == report[measure]["real"]
+    # Noise is more than an autoencoder keeps.
+    assert report["autoencoder"]["frechet"]["to_real"] > 0
+    assert report["autoencoder"]["motion"]["made"] < report["motion"]["real"]

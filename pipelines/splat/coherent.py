@@ -69,7 +69,7 @@ def filled(
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([x / width, y / width, torch.ones_like(x)], -1).to(depth)
     result, known = depth.clone(), is_trusted.clone()
-    for one in segment.unique().tolist():
+    for one in range(int(segment.max()) + 1):
         inside = segment == one
         trusted = inside & is_trusted
         if int(trusted.sum()) < FEWEST:

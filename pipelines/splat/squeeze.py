@@ -165,7 +165,7 @@ def read_squeezed(path: Path) -> tuple[Float[Tensor, "v 4 height width"], Camera
     tiles = torch.zeros_like(levels)
     tiles[..., frequencies()] = levels
     C = cosines()
-    tiles = C.T @ (tiles.unflatten(-1, (SIDE, SIDE)) * steps_of(step)) @ C
+    tiles = C.T @ (tiles.reshape(*tiles.shape[:-1], SIDE, SIDE) * steps_of(step)) @ C
     latent = tiles.permute(0, 1, 2, 4, 3, 5).reshape(v, 4, height, width)
     colours = torch.einsum("ji,vjhw->vihw", opponents(), latent[:, :3])
     pictures = torch.cat([colours, latent[:, 3:]], 1).clamp(0, 1)

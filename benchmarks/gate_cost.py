@@ -129,24 +129,23 @@ def main() -> None:
     step = statistics.median(spent.model / arguments.steps for spent in rounds[None])
     print(f"one uncached denoiser call: {step * 1e3:.1f} CPU ms")
     print(f"{'preset':<14}  gate   forecast  kept   gate + forecast   MB a skip")
-    for name, own in arms.items():
-        if name is None:
+    for preset, own in arms.items():
+        if preset is None:
             continue
-        pairs = list(zip(rounds[name], rounds[None], strict=True))
+        pairs = list(zip(rounds[preset], rounds[None], strict=True))
         parts = [share(pairs, part) for part in (["gate"], ["forecast"], ["kept"])]
         both = share(pairs, ["gate", "forecast"])
         skips = sum(call.computed < len(call.choices) for call in own.plugin_report().calls)
-        moved = rounds[name][-1].moved / max(1, skips) / 1e6
+        moved = rounds[preset][-1].moved / max(1, skips) / 1e6
         columns = " ".join(f"{part:7.2%}" for part in parts)
         over = "" if both <= GOAL else "over"
-        print(f"{name:<14} {columns} {both:11.2%} {over:<4} {moved:10.2f}")
+        print(f"{preset:<14} {columns} {both:11.2%} {over:<4} {moved:10.2f}")
 
 
 def share(pairs: Sequence[tuple[Spent, Spent]], parts: Sequence[str]) -> float:
     """Return the median over rounds of what parts of a run cost beside the uncached denoiser."""
-    return statistics.median(
-        sum(getattr(spent, part) for part in parts) / uncached.model for spent, uncached in pairs
-    )
+    shares = [sum(getattr(s, part) for part in parts) / plain.model for s, plain in pairs]
+    return float(statistics.median(shares))
 
 
 if __name__ == "__main__":

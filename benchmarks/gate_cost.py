@@ -108,10 +108,10 @@ def main() -> None:
     pipe = load_reference()
     plain = sharing_copy(pipe)
     arms: dict[str | None, Any] = {None: plain}
-    for name, plugin in presets(pipe).items():
-        if arguments.only is None or name in arguments.only:
-            arms[name] = sharing_copy(pipe)
-            arms[name].enable_plugin(plugin)
+    for preset, plugin in presets(pipe).items():
+        if arguments.only is None or preset in arguments.only:
+            arms[preset] = sharing_copy(pipe)
+            arms[preset].enable_plugin(plugin)
     rounds: dict[str | None, list[Spent]] = {name: [] for name in arms}
     for number in range(arguments.rounds + 1):
         for name, own in arms.items():
@@ -129,17 +129,17 @@ def main() -> None:
     step = statistics.median(spent.model / arguments.steps for spent in rounds[None])
     print(f"one uncached denoiser call: {step * 1e3:.1f} CPU ms")
     print(f"{'preset':<14}  gate   forecast  kept   gate + forecast   MB a skip")
-    for preset, own in arms.items():
-        if preset is None:
+    for name, own in arms.items():
+        if name is None:
             continue
-        pairs = list(zip(rounds[preset], rounds[None], strict=True))
+        pairs = list(zip(rounds[name], rounds[None], strict=True))
         parts = [share(pairs, part) for part in (["gate"], ["forecast"], ["kept"])]
         both = share(pairs, ["gate", "forecast"])
         skips = sum(call.computed < len(call.choices) for call in own.plugin_report().calls)
-        moved = rounds[preset][-1].moved / max(1, skips) / 1e6
+        moved = rounds[name][-1].moved / max(1, skips) / 1e6
         columns = " ".join(f"{part:7.2%}" for part in parts)
         over = "" if both <= GOAL else "over"
-        print(f"{preset:<14} {columns} {both:11.2%} {over:<4} {moved:10.2f}")
+        print(f"{name:<14} {columns} {both:11.2%} {over:<4} {moved:10.2f}")
 
 
 def share(pairs: Sequence[tuple[Spent, Spent]], parts: Sequence[str]) -> float:

@@ -108,10 +108,10 @@ def main() -> None:
     pipe = load_reference()
     plain = sharing_copy(pipe)
     arms: dict[str | None, Any] = {None: plain}
-    for name, plugin in presets(pipe).items():
-        if arguments.only is None or name in arguments.only:
-            arms[name] = sharing_copy(pipe)
-            arms[name].enable_plugin(plugin)
+    for preset, plugin in presets(pipe).items():
+        if arguments.only is None or preset in arguments.only:
+            arms[preset] = sharing_copy(pipe)
+            arms[preset].enable_plugin(plugin)
     rounds: dict[str | None, list[Spent]] = {name: [] for name in arms}
     for number in range(arguments.rounds + 1):
         for name, own in arms.items():
@@ -144,9 +144,8 @@ def main() -> None:
 
 def share(pairs: Sequence[tuple[Spent, Spent]], parts: Sequence[str]) -> float:
     """Return the median over rounds of what parts of a run cost beside the uncached denoiser."""
-    return statistics.median(
-        sum(getattr(spent, part) for part in parts) / uncached.model for spent, uncached in pairs
-    )
+    shares = [sum(getattr(s, part) for part in parts) / plain.model for s, plain in pairs]
+    return float(statistics.median(shares))
 
 
 if __name__ == "__main__":

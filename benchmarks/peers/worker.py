@@ -214,7 +214,7 @@ def told(result: Measured) -> str:
 
 
 def version_of(package: str) -> str:
-    """Return a distribution's version, or that it is not installed; ours may run from its source."""
+    """Return a distribution's version; ours may run from its source."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -8,6 +8,7 @@ So it begins with shapes that it knows; but noise, which is independent from lat
 these are repeated, looks stronger to it than it is. Training has to mend that.
 """
 
+import torch
 from torch import Tensor
 
 __all__ = ["finer_patches"]
@@ -28,8 +29,10 @@ def finer_patches(released: dict[str, Tensor], patch: int) -> dict[str, Tensor]:
             "begin at random, or choose a divisor"
         )
     cells = (q, p // q)
-    changed = {EMBEDDING: kernel.unflatten(3, cells).unflatten(2, cells).sum((3, 5))}  # Eq. (1)
+    changed = {
+        EMBEDDING: torch.unflatten(torch.unflatten(kernel, 3, cells), 2, cells).sum((3, 5))
+    }  # Eq. (1)
     for name in OUTPUT:  # [p p c, d] or [p p c]
-        rows = released[name].unflatten(0, (*cells, *cells, -1))
+        rows = torch.unflatten(released[name], 0, (*cells, *cells, -1))
         changed[name] = rows.mean((1, 3)).flatten(0, 2)  # Eq. (2)
     return released | changed

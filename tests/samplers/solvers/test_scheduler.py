@@ -9,9 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from skipstep.samplers.solvers.presets import PRESETS
-from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler
+from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler, combined
 from skipstep.testing import run, tiny_pipeline
 from skipstep.testing.mixtures import Network, mixture, relative_errors, solve_finely
 
@@ -282,3 +284,29 @@ def test_pipelines_run_with_it_as_their_own_scheduler(family: str) -> None:
     found = run(tiny, steps=5)
     assert torch.isfinite(found).all()
     assert torch.equal(run(tiny, steps=5), found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=5), st.booleans())
+def test_a_sum_is_the_same_whichever_way_it_is_taken(weights: list[float], whole: bool) -> None:
+    """A chain of means where weights sum to one, else a scaled copy and additions."""
+    if whole:
+        weights = [1 - sum(weights), *weights]
+    generator = torch.Generator().manual_seed(0)
+    terms = [torch.randn(2, 3, generator=generator, dtype=torch.float64) for _ in weights]
+    kept = [each.clone() for each in terms]
+    found = combined(weights[0], terms[0], weights[1:], terms[1:])
+    wanted = sum((w * t for w, t in zip(weights, terms, strict=True)), torch.zeros(2, 3))
+    torch.testing.assert_close(found, torch.as_tensor(wanted), rtol=0, atol=1e-9, check_dtype=False)
+    assert all(torch.equal(a, b) for a, b in zip(terms, kept, strict=True))
+
+
+def test_a_corrected_solver_goes_on_from_what_it_is_given() -> None:
+    """Inpainting changes the state between two steps; the corrector moves that, not its own."""
+    changed, plain = (made(4, **FLOW, preset="exact2") for _ in range(2))
+    x, output = sample(), torch.tanh(sample())
+    ends = []
+    for scheduler, shift in ((plain, 0.0), (changed, 0.5)):
+        y = scheduler.step(output, scheduler.timesteps[0], x).prev_sample + shift
+        ends.append(scheduler.step(output, scheduler.timesteps[1], y).prev_sample)
+    assert float((ends[1] - ends[0]).abs().min()) > 0.1

@@ -128,11 +128,11 @@ input[type=range]::-moz-range-thumb { border: 2px solid var(--sk-plugin); }
 .dark input[type=range] { --neutral-200: var(--sk-skip); }
 #reload .wrap, #photos .wrap, #batch-file .wrap { font-size: 14px; line-height: 1.4; }
 .ends { display: flex; justify-content: space-between; font-size: 13px; color: var(--sk-soft); }
-#gallery .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
+:is(#gallery, #batch-pictures) .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
 #photos .grid-wrap { padding-top: 26px; }
-#gallery .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important;
+:is(#gallery, #batch-pictures) .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important;
   grid-auto-rows: 112px; height: auto; }
-#gallery .thumbnail-item { width: 112px; height: 112px; aspect-ratio: 1; }
+:is(#gallery, #batch-pictures) .thumbnail-item { width: 112px; height: 112px; aspect-ratio: 1; }
 #gallery .caption-label { font-size: 11px; max-width: 100%; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible,
 a:focus-visible { outline: 2px solid var(--sk-plugin) !important; outline-offset: 2px; }

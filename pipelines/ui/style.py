@@ -119,9 +119,9 @@ h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-
 @media (max-width: 700px) { .scene { flex-direction: column; align-items: stretch; }
   .scene .beside { flex-direction: row; } }
 .frame { width: 100%; height: 1200px; border: 0; background: var(--sk-back); }
-/* gradio counts 21 pixels a line, and one more for the padding. */
-.code textarea, #compare-recipes textarea { font: 13px/21px ui-monospace, Menlo, "DejaVu Sans Mono", monospace;
-  padding-block: 9.5px; }
+/* gradio makes a field of two lines 63 pixels high: three of these fit, none is cut. */
+.code textarea, #compare-recipes textarea { font: 13px/17px ui-monospace, Menlo, "DejaVu Sans Mono", monospace;
+  padding-block: 10px; }
 /* The knob is white; without a rim it would look like a gap in the track. */
 input[type=range]::-webkit-slider-thumb { border: 2px solid var(--sk-plugin); }
 input[type=range]::-moz-range-thumb { border: 2px solid var(--sk-plugin); }

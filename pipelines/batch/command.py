@@ -162,7 +162,8 @@ def closing_words(output: Path, totals: Totals) -> str:
             f"{totals.in_smaller_batches} pictures were made in smaller batches than planned"
         )
     if totals.rejected:
-        said.append(f"{totals.rejected} rows could not be used")
+        rows = "1 row" if totals.rejected == 1 else f"{totals.rejected} rows"
+        said.append(f"{rows} could not be used")
     if totals.failed:
         kinds = ", ".join(f"{n} {kind}" for kind, n in totals.statuses.items() if kind != "ok")
         said.append(f"{totals.failed} rows have no picture: {kinds}")

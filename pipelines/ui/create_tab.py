@@ -93,7 +93,10 @@ class CreateTab:
             [*shown, *buttons, self.gallery, self.kept],
             **stoppable(),
         )
-        form.stop.click(self.rest, None, [*shown, *buttons], cancels=[run], **private(queue=False))
+        at_rest: list[Any] = [self.rest, None, [*shown, *buttons]]
+        ended = form.stop.click(*at_rest, cancels=[run], **private(queue=False))
+        # A step that was told before the run was cancelled may be shown after it.
+        ended.then(*at_rest, **private(queue=False))
         choose = page.handled(self.choose)
         # gradio hands the event to the parameter that is annotated as one.
         choose.__annotations__["picked"] = gradio.SelectData

@@ -118,6 +118,7 @@ class SplatTab:
                             label="Refinement",
                             elem_id="refine",
                             min_width=150,
+                            scale=2,
                         )
                 with gradio.Column(visible=False) as of_text:
                     prompt = gradio.Textbox(
@@ -140,6 +141,7 @@ class SplatTab:
                             label="Steps",
                             elem_id="splat-steps",
                             min_width=150,
+                            scale=2,
                         )
                 buttons = page.buttons("Make splats", "splat")
             with gradio.Column(scale=7, min_width=360):

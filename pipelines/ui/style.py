@@ -119,20 +119,20 @@ h2 { font-size: 18px; letter-spacing: -.01em; margin: 12px 0 0; color: var(--sk-
 @media (max-width: 700px) { .scene { flex-direction: column; align-items: stretch; }
   .scene .beside { flex-direction: row; } }
 .frame { width: 100%; height: 1200px; border: 0; background: var(--sk-back); }
-/* gradio counts 21 pixels a line, and one more for the padding. */
-.code textarea, #compare-recipes textarea { font: 13px/21px ui-monospace, Menlo, "DejaVu Sans Mono", monospace;
-  padding-block: 9.5px; }
+/* gradio makes a field of two lines 63 pixels high: three of these fit, none is cut. */
+.code textarea, #compare-recipes textarea { font: 13px/17px ui-monospace, Menlo, "DejaVu Sans Mono", monospace;
+  padding-block: 10px; }
 /* The knob is white; without a rim it would look like a gap in the track. */
 input[type=range]::-webkit-slider-thumb { border: 2px solid var(--sk-plugin); }
 input[type=range]::-moz-range-thumb { border: 2px solid var(--sk-plugin); }
 .dark input[type=range] { --neutral-200: var(--sk-skip); }
 #reload .wrap, #photos .wrap, #batch-file .wrap { font-size: 14px; line-height: 1.4; }
 .ends { display: flex; justify-content: space-between; font-size: 13px; color: var(--sk-soft); }
-#gallery .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
+:is(#gallery, #batch-pictures) .grid-wrap { min-height: 0; max-height: none; padding-top: 26px; }
 #photos .grid-wrap { padding-top: 26px; }
-#gallery .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important;
+:is(#gallery, #batch-pictures) .grid-container { grid-template-columns: repeat(auto-fill, 112px) !important;
   grid-auto-rows: 112px; height: auto; }
-#gallery .thumbnail-item { width: 112px; height: 112px; aspect-ratio: 1; }
+:is(#gallery, #batch-pictures) .thumbnail-item { width: 112px; height: 112px; aspect-ratio: 1; }
 #gallery .caption-label { font-size: 11px; max-width: 100%; }
 button:focus-visible, input:focus-visible, textarea:focus-visible, [tabindex]:focus-visible,
 a:focus-visible { outline: 2px solid var(--sk-plugin) !important; outline-offset: 2px; }

@@ -64,7 +64,9 @@ class VideoTab:
             shown,
             **stoppable(),
         )
-        form.stop.click(self.rest, None, shown, cancels=[run], **private(queue=False))
+        ended = form.stop.click(self.rest, None, shown, cancels=[run], **private(queue=False))
+        # A step that was told before the run was cancelled may be shown after it.
+        ended.then(self.rest, None, shown, **private(queue=False))
 
     def connect(self, tab: Any) -> None:
         """Load the first model when the tab is looked at, not before."""

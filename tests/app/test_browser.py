@@ -18,7 +18,7 @@ import pytest
 
 from skipstep.app import build_app, looks
 from skipstep.pipelines.batch.rows import Row
-from skipstep.pipelines.batch.stopping import Stop
+from skipstep.pipelines.batch.stopping import Stop, Stopped
 from skipstep.pipelines.ui.album import Album
 from skipstep.pipelines.ui.batch_desk import BatchDesk
 from skipstep.pipelines.ui.figures import decibels
@@ -56,8 +56,11 @@ Open = Callable[..., Any]
 class PatientStudio(Studio):
     """A studio where a run of ENDLESS steps waits at its second one until it is stopped.
 
-    A small picture would otherwise be there before a slow browser has found the button.
+    A small picture would otherwise be there before a slow browser has found the button. `stopped`
+    counts the runs that were.
     """
+
+    stopped = 0
 
     def make_pair(
         self, row: Row, model: str, tell: Tell, stop: Stop, *, frames: int | None = None
@@ -67,11 +70,15 @@ class PatientStudio(Studio):
             if (row.steps, event.step) == (ENDLESS, 2):
                 wait_for(stop.check, "nobody has stopped the run")
 
-        return super().make_pair(row, model, tell_and_wait, stop, frames=frames)
+        try:
+            return super().make_pair(row, model, tell_and_wait, stop, frames=frames)
+        except Stopped:
+            self.stopped += 1
+            raise
 
 
 @pytest.fixture(scope="module")
-def served(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Studio:
+def served(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> PatientStudio:
     """Return what the page works with: the reference model, and a tiny one that makes clips."""
     folder = tmp_path_factory.mktemp("models") / "tiny-wan"
     tiny_pipeline("wan").pipe.save_pretrained(folder)
@@ -242,36 +249,36 @@ def test_the_page_follows_the_look_of_the_system(open_page: Open) -> None:
     page.close()
 
 
-def test_stop_ends_the_run(page: Any, served: Studio) -> None:
+def test_stop_ends_the_run(page: Any, served: PatientStudio) -> None:
     choose(page, "preset", "balanced")
     page.wait_for_selector("text=Options of abcache")
     set_picture(page, seed=11, size=64, steps=ENDLESS)
     assert page.locator("#preset input").input_value().startswith("balanced")
-    before = served.running
+    before = served.stopped
     page.locator("#generate").click()
     wait_while_it_goes_on(page, "#live >> text=Plain picture: step", "#live")
     page.locator("#stop").click()
     page.wait_for_selector("text=Stopped. Nothing is running")
     wait_for(lambda: not served.lock.locked(), "the run goes on")
-    assert served.running - before == 2
+    assert served.stopped == before + 1
     assert page.locator("#generate").is_enabled() and page.locator("#stop").is_disabled()
 
 
 def test_a_tab_that_is_closed_stops_its_run_and_the_next_picture_is_right(
-    open_page: Open, page: Any, served: Studio, make_row: Callable[..., Any]
+    open_page: Open, page: Any, served: PatientStudio, make_row: Callable[..., Any]
 ) -> None:
     other = open_page("light")
     for each, steps in ((other, ENDLESS), (page, 6)):
         write(each, "Recipe", EVERY_OTHER)
         each.wait_for_selector("text=Options of fora")
         set_picture(each, seed=5, size=64, steps=steps)
-    before = served.running
+    before = served.stopped
     other.locator("#generate").click()
     wait_while_it_goes_on(other, "#live >> text=Plain picture: step", "#live")
     other.close()
     page.locator("#generate").click()
     page.wait_for_selector("#pair img", state="visible")
-    assert served.running - before == 2 + 2 * 6
+    assert served.stopped == before + 1
     prompt = page.locator("#prompt textarea").input_value()
     row = make_row(prompt=prompt, seed=5, steps=6, plugins=EVERY_OTHER)
     alone = Studio(load=lambda name: served.pipe)

@@ -106,7 +106,7 @@ def test_batch_ends_with_1_when_rows_have_no_picture_and_says_which(
     source.write_text('{"prompt": "a cat"}\n{"promt": "x"}\n{"prompt": "b", "size": "33"}\n')
     code, out, _ = command("batch", str(source), "-o", str(tmp_path / "out"), *TINY)
     assert code == 1
-    assert "1 of 3 pictures" in out and "1 rows could not be used" in out
+    assert "1 of 3 pictures" in out and "1 row could not be used" in out
     assert "line 3: error: ValueError: `height` and `width` have to be divisible by 8" in out
     assert str(tmp_path / "out" / "quarantine.jsonl") in out
 

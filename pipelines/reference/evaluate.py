@@ -256,7 +256,7 @@ def through_autoencoder(
     with half_precision(clips.device):
         coded = [
             model.decode(model.encode(part).latent_dist.mean).sample.float()
-            for part in clips.movedim(1, 2).split(4)
+            for part in torch.split(clips.movedim(1, 2), 4)
         ]
     return torch.cat(coded).clamp(-1, 1).movedim(2, 1)
 

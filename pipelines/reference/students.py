@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from skipstep.pipelines.metrics.frechet import fit_projection, frechet_distance
+from skipstep.pipelines.metrics.text import text_score
 from skipstep.pipelines.reference.autoencoder import to_tensor
 from skipstep.pipelines.reference.captions import caption
 from skipstep.pipelines.reference.evaluate import (
@@ -31,7 +32,6 @@ from skipstep.pipelines.reference.evaluate import (
     features_of,
     other_pictures,
     real_pictures,
-    text_agreement,
 )
 from skipstep.pipelines.reference.examples import taught_styles
 from skipstep.pipelines.reference.load import ReferencePipeline, load_reference
@@ -94,7 +94,7 @@ def measure_arms(
     return {
         arm: {
             "evaluations": ARMS[arm][2],
-            "text_score": text_agreement(x, texts)["matching"],
+            "text_score": text_score(x, texts).mean().item(),
             "frechet_distance": frechet_distance(projection.apply(features_of(x)), truth),
             "background_accuracy": background_accuracy(x, prompts)["coloured"],
         }

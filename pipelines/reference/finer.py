@@ -28,11 +28,9 @@ def finer_patches(released: dict[str, Tensor], patch: int) -> dict[str, Tensor]:
             f"the released model has patches of {p} latents, which patches of {q} do not divide: "
             "begin at random, or choose a divisor"
         )
-    cells = (q, p // q)
-    changed = {
-        EMBEDDING: torch.unflatten(torch.unflatten(kernel, 3, cells), 2, cells).sum((3, 5))
-    }  # Eq. (1)
+    s = p // q
+    changed = {EMBEDDING: kernel.reshape(*kernel.shape[:2], q, s, q, s).sum((3, 5))}  # Eq. (1)
     for name in OUTPUT:  # [p p c, d] or [p p c]
-        rows = torch.unflatten(released[name], 0, (*cells, *cells, -1))
+        rows = released[name].reshape(q, s, q, s, -1, *released[name].shape[1:])
         changed[name] = rows.mean((1, 3)).flatten(0, 2)  # Eq. (2)
     return released | changed

@@ -8,7 +8,6 @@ So it begins with shapes that it knows; but noise, which is independent from lat
 these are repeated, looks stronger to it than it is. Training has to mend that.
 """
 
-import torch
 from torch import Tensor
 
 __all__ = ["finer_patches"]

@@ -66,7 +66,7 @@ class ExactFlow:
     ) -> Tensor:
         """Return v(x, t) = (x - E[x_0]) / t."""
         v = torch.empty_like(x)
-        for time in set(t.tolist()):
+        for time in sorted(set(t.tolist())):
             rows, inside = t == time, min(time, 1 - 1e-6)
             x_0 = self.mixture.picture(x[rows] / (1 - inside), inside / (1 - inside))
             v[rows] = (x[rows] - x_0) / time

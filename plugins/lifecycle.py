@@ -1,7 +1,7 @@
 """Attach, run, detach: the one place where a pipeline is changed, and where every change is undone.
 
 A `Manager` belongs to one pipeline and lives in a weak side table, so nothing is stored on the
-pipeline itself: copies, pickles and saved files are clean. A `Site` (site.py) records all that one
+pipeline itself: copies, pickles and saved files are clean. A `Site` (plugin_site.py) records all that one
 plugin does to the pipeline.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 
 from skipstep.plugins import kinds
 from skipstep.plugins.errors import Incompatible, PipelineBusy, PluginError
+from skipstep.plugins.plugin_site import Site
 from skipstep.plugins.profile import Profile, profile
 from skipstep.plugins.report import Report
 from skipstep.plugins.run import Run, StepTap, in_any_run, running
-from skipstep.plugins.site import Site
 
 __all__ = ["Handle", "Manager", "last_report", "manager_for", "manager_of"]
 

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import pytest
 
 from skipstep.benchmarks.state_machine import MACHINES, run_sequences
+from skipstep.plugins.plugin_site import Site
 from skipstep.plugins.run import Run
-from skipstep.plugins.site import Site
 
 
 @pytest.mark.parametrize("family", MACHINES)

@@ -24,9 +24,10 @@ from skipstep.samplers.search.best_of import BestOf
 from skipstep.samplers.search.evosearch import EvoSearch
 from skipstep.samplers.search.particles import Particles
 from skipstep.samplers.search.sampler import Found, Method, Visit
+from skipstep.samplers.solvers.conversions import to_kernel
 from skipstep.samplers.solvers.drive import DrivingScheduler
 from skipstep.samplers.solvers.presets import PresetName
-from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler, to_kernel
+from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler
 from skipstep.samplers.solvers.solver import path_config
 
 __all__ = ["METHODS", "PipelineSampler", "search"]

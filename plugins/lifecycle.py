@@ -1,8 +1,8 @@
 """Attach, run, detach: the one place where a pipeline is changed, and where every change is undone.
 
 A `Manager` belongs to one pipeline and lives in a weak side table, so nothing is stored on the
-pipeline itself: copies, pickles and saved files are clean. A `Site` (plugin_site.py) records all that one
-plugin does to the pipeline.
+pipeline itself: copies, pickles and saved files are clean. A `Site` (plugin_site.py) records all
+that one plugin does to the pipeline.
 """
 
 import contextlib

@@ -21,9 +21,10 @@ from skipstep.plugins.fingerprint import bound_call, fingerprint, of_the_call
 from skipstep.plugins.noise import adds_noise
 from skipstep.samplers.solvers.calibrate import Advance, Calibration, search
 from skipstep.samplers.solvers.calibrated import Calibrated
+from skipstep.samplers.solvers.conversions import to_kernel
 from skipstep.samplers.solvers.drive import DrivingScheduler, watched
 from skipstep.samplers.solvers.fit import DenseTrajectory
-from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler, to_kernel
+from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler
 from skipstep.samplers.solvers.solver import path_config
 from skipstep.samplers.solvers.solver_file import SolverFile
 

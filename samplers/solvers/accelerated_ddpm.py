@@ -24,9 +24,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from skipstep.samplers.base import SamplerPlugin
+from skipstep.samplers.solvers.conversions import noised, to_kernel
 from skipstep.samplers.solvers.nodes import nodes
 from skipstep.samplers.solvers.paths import betas_of, vp_path
-from skipstep.samplers.solvers.scheduler import SolverOutput, noised, to_kernel
+from skipstep.samplers.solvers.scheduler import SolverOutput
 from skipstep.samplers.solvers.solver import path_config
 
 __all__ = ["AcceleratedDDPM", "AcceleratedDDPMScheduler"]

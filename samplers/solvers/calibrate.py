@@ -24,11 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from skipstep.samplers.solvers.adams import Formula
+from skipstep.samplers.solvers.conversions import to_kernel
 from skipstep.samplers.solvers.fit import DenseTrajectory, RowFitter
 from skipstep.samplers.solvers.nodes import Spacing, nodes
 from skipstep.samplers.solvers.paths import Path
 from skipstep.samplers.solvers.presets import PresetName
-from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler, to_kernel
+from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler
 from skipstep.samplers.solvers.solver_file import Fallback, Measured, SolverFile
 
 __all__ = ["Advance", "Calibration", "Drive", "Place", "search"]

@@ -24,8 +24,9 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from skipstep.samplers.solvers.adams import Formula, plan
+from skipstep.samplers.solvers.conversions import to_kernel
 from skipstep.samplers.solvers.paths import Path
-from skipstep.samplers.solvers.scheduler import combined, to_kernel
+from skipstep.samplers.solvers.sums import combined
 
 __all__ = ["DenseTrajectory", "RowFitter", "base_rows", "fit_row"]
 

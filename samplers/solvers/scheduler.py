@@ -12,7 +12,6 @@ for here is used. A run that begins later (image to image) starts its history th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -28,11 +27,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from skipstep.samplers.solvers.adams import Formula, Kernel, Move, plan
+from skipstep.samplers.solvers.conversions import corrected_start, noised, to_kernel
 from skipstep.samplers.solvers.nodes import Spacing, nodes, shifted
 from skipstep.samplers.solvers.paths import Path, betas_of, edm_path, flow_path, vp_path
 from skipstep.samplers.solvers.presets import formula_of
+from skipstep.samplers.solvers.sums import combined
 
-__all__ = ["ExponentialAdamsScheduler", "SolverOutput", "Table", "noised", "path_of", "to_kernel"]
+__all__ = ["ExponentialAdamsScheduler", "SolverOutput", "Table", "path_of"]
 
 Numbers = Sequence[float] | ndarray | Tensor
 FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
@@ -366,17 +367,6 @@ class ExponentialAdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mi
         return int(self.config.num_train_timesteps)
 
 
-def noised(
-    path: Path, x_0: Float[Tensor, "b ..."], noise: Float[Tensor, "b ..."], levels: Sequence[float]
-) -> Float[Tensor, "b ..."]:
-    """Return alpha x0 + sigma eps, each sample at its own s of `levels`."""
-    alpha, sigma = (
-        torch.tensor([part(s) for s in levels]).to(x_0).reshape(-1, *[1] * (x_0.ndim - 1))
-        for part in (path.alpha, path.sigma)
-    )
-    return alpha * x_0 + sigma * noise
-
-
 def path_of(config: Any) -> Path:
     """Return the path that a scheduler's config describes."""
     if config.prediction_type == "flow_prediction" or config.use_flow_sigmas:
@@ -419,93 +409,3 @@ def own_sigmas(path: Path, sigmas: Float64[ndarray, " n"], shift: float) -> list
     if path.kind == "flow":
         return [path.at_time(path.length * shifted(each, shift)) for each in kept]
     return kept
-
-
-def to_kernel(
-    kernel: Kernel, path: Path, s: float, prediction: str, sigma_data: float | None = None
-) -> tuple[float, float]:
-    """Return (p, q) with u = p x + q output, for what the network returns at s.
-
-    Raises ValueError for an unknown prediction type.
-    """
-    alpha, sigma = path.alpha(s), path.sigma(s)
-    if sigma_data is not None:
-        norm = math.hypot(s, sigma_data)
-        of_output = {"epsilon": 1.0, "v_prediction": -1.0}
-        if prediction not in of_output:
-            raise ValueError(f"prediction_type={prediction!r} with sigma_data: use 'epsilon'")
-        p0, q0 = (sigma_data / norm) ** 2, of_output[prediction] * s * sigma_data / norm
-    elif prediction == "epsilon":
-        if kernel == "eps":
-            return 0.0, 1.0
-        p0, q0 = 1 / alpha, -sigma / alpha
-    elif prediction == "sample":
-        p0, q0 = 0.0, 1.0
-    elif prediction == "v_prediction":
-        p0, q0 = alpha, -sigma
-    elif prediction == "flow_prediction":
-        if kernel == "v":
-            return 0.0, 1.0
-        p0, q0 = 1.0, -sigma
-    else:
-        raise ValueError(
-            f"prediction_type={prediction!r} is unknown: use 'epsilon', 'sample', "
-            "'v_prediction' or 'flow_prediction'"
-        )
-    if kernel == "x0":
-        return p0, q0
-    # eps = (x - alpha x0) / sigma
-    p, q = (1 - alpha * p0) / sigma, -alpha * q0 / sigma
-    return (p, q) if kernel == "eps" else (p - p0, q - q0)
-
-
-def corrected_start(kernel: Kernel, path: Path, s: float, to: float) -> Move:
-    """Return Imagine Flash's first step x' = alpha' x0 + sigma' x: the start is the noise."""
-    alpha, sigma = path.alpha(s), path.sigma(s)
-    # x0 = a x + b u for the kernel's u
-    a, b = {
-        "x0": (0.0, 1.0),
-        "eps": (1 / alpha if alpha else 0.0, -s),
-        "v": (1 / (alpha + sigma), -sigma / (alpha + sigma)),
-    }[kernel]
-    share = path.alpha(to)
-    return Move(s, path.sigma(to) + share * a, (share * b,))
-
-
-def combined(
-    weight: float, first: Tensor, weights: Sequence[float], others: Sequence[Tensor]
-) -> Tensor:
-    """Return weight * first + sum of weights[j] * others[j]; terms of weight 0 are not touched.
-
-    Weights that sum to 1, as on a flow, make a chain of means, each one pass over two tensors; a
-    scaled copy that the others are added to is one pass more.
-    """
-    terms = [(w, t) for w, t in zip((weight, *weights), (first, *others), strict=False) if w != 0]
-    if not terms:
-        return torch.zeros_like(first)
-    if len(terms) > 1 and is_chain_of_means([w for w, _ in terms]):
-        (w, total), (v, t), *rest = terms
-        total = torch.lerp(total, t, v / (w + v))
-        reached = w + v
-        for w, t in rest:
-            reached += w
-            total.lerp_(t, w / reached)
-        return total
-    (w, total), *rest = terms
-    if w == 1 and rest:
-        (v, t), *rest = rest
-        total = torch.add(total, t, alpha=v)
-    else:
-        total = total * w if w != 1 else total.clone()
-    for w, t in rest:
-        total.add_(t, alpha=w)
-    return total
-
-
-def is_chain_of_means(weights: Sequence[float]) -> bool:
-    """Tell whether weights sum to 1 and no partial sum is small beside them, so that dividing by it
-    loses nothing.
-    """
-    partial = list(accumulate(weights))
-    small = 0.1 * max(abs(w) for w in weights)
-    return abs(partial[-1] - 1) < 1e-9 and min(abs(each) for each in partial) > small

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipstep.samplers.solvers.presets import PRESETS
-from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler, combined
+from skipstep.samplers.solvers.scheduler import ExponentialAdamsScheduler
+from skipstep.samplers.solvers.sums import combined
 from skipstep.testing import run, tiny_pipeline
 from skipstep.testing.mixtures import Network, mixture, relative_errors, solve_finely
 

@@ -30,7 +30,7 @@ __all__ = [
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LONGEST_QUEUE = 32
-SESSIONS, THREADS = 200, 16
+SESSIONS, THREADS = 64, 16
 # The number of this setting in glibc's malloc.h.
 M_ARENA_MAX = -8
 POLICY = (

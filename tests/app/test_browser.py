@@ -224,7 +224,7 @@ def wait_while_it_goes_on(page: Any, goal: str, status: str) -> None:
         told = page.locator(".toast-body").all_inner_texts()
         assert words != last, f"no {goal} after {PATIENCE / 1000:g} s: {words!r}, {told}"
         with contextlib.suppress(TimeoutError):
-            page.wait_for_selector(goal)
+            page.wait_for_selector(goal, state="attached")
 
 
 def test_generate_shows_a_pair_and_says_what_was_skipped(page: Any) -> None:
